@@ -1,4 +1,4 @@
-"""The one exception that is the user's to mend."""
+"""The exceptions that commands print as one line instead of a traceback."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     Commands print the message and exit with status 2; any other exception is a defect and keeps its traceback.
     """
+
+
+class NonFiniteLoss(RuntimeError):
+    """Training met a loss that is not a number; the message names the step, its pairs and the last checkpoint."""

@@ -22,7 +22,7 @@ class LlamaConfig:
     max_position_embeddings: int = 4096
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    rope_scaling: dict[str, Any] | None = None
+    rope_scaling: dict[str, Any] | None = dataclasses.field(default=None, hash=False)
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
 

@@ -1,0 +1,31 @@
+# Everything from nothing: each target makes .venv and installs what it needs.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
+HH ?=
+
+.PHONY: demo test lint clean
+
+# Train a small reward model on generated pairs (or on HH=path/to/pairs.jsonl), export it and score with the export.
+demo: .venv/.base
+	.venv/bin/python -m demo.run $(if $(HH),--hh=$(HH))
+
+test: lint
+	.venv/bin/python -m pytest -q
+
+lint: .venv/.test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+.venv/.base: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --constraint constraints.txt --editable .
+	touch $@
+
+# torch, for the parity tests only, comes first and in this version: others would bring other builds of it.
+.venv/.test: .venv/.base
+	$(PIP) --constraint constraints.txt torch==2.13.0
+	$(PIP) --constraint constraints.txt --editable .[test]
+	touch $@
+
+clean:
+	rm -rf .venv demo_run .pytest_cache .ruff_cache

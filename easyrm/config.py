@@ -1,0 +1,138 @@
+"""The configuration of a run: every flag of train_rm with its default, and the recipes that set them."""
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from easyrm.data.config import DataConfig
+from easyrm.errors import InputError
+from easyrm.models.config import SIZES
+from easyrm.models.llama import REMAT_POLICIES
+from easyrm.training.loss import LossConfig
+from easyrm.training.optimizer import OptimizerConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """Where the model comes from and how it is run.
+
+    `init_from`: a Hugging Face directory, hf://org/name or gs://...; or empty with `config`, a named size or a
+    config.json, for random weights. `score_std`: of a new head (0: 1/sqrt(D + 1)). `remat`: what a block's backward
+    pass recomputes.
+    """
+
+    init_from: str = ""
+    config: str = ""
+    score_std: float = 0.0
+    remat: str = "nothing_saveable"
+
+    def validate(self) -> None:
+        """Raise InputError unless there is exactly one source and a known policy."""
+        if bool(self.init_from) == bool(self.config):
+            raise InputError(
+                "--model.init_from (a Hugging Face directory or hub name) or --model.config (a named size or a "
+                "config.json, for random weights): give exactly one"
+            )
+        if self.remat not in REMAT_POLICIES:
+            raise InputError(f"--model.remat={self.remat}: choose one of {', '.join(REMAT_POLICIES)}")
+        if self.score_std < 0:
+            raise InputError(f"--model.score_std={self.score_std}: choose 0 (for 1/sqrt(D + 1)) or more")
+        if self.config and self.config not in SIZES and not epath.Path(self.config).exists():
+            sizes = ", ".join(SIZES)
+            raise InputError(f"--model.config={self.config}: no such file, nor a named size ({sizes})")
+
+
+@dataclasses.dataclass
+class RunConfig:
+    """Every flag of `python -m easyrm.train_rm`.
+
+    `total_steps` 0 means `num_epochs` of the data. `eval_freq` and `save_freq` count steps; 0 means at the end only.
+    `log_freq`: steps a line of metrics.jsonl. `keep_checkpoints`: how many of the newest stay. `export`: write the
+    Hugging Face directory at the end, in `export_dtype`. `distributed`: auto (where a TPU or JAX_COORDINATOR_ADDRESS
+    is found), true or false. `tensorboard` and `wandb_project` send the metrics there too.
+    """
+
+    recipe: str = ""
+    mesh_dim: str = "1,-1,1"
+    seed: int = 0
+    dtype: str = "bf16"
+    num_epochs: float = 1.0
+    total_steps: int = 0
+    output_dir: str = ""
+    log_freq: int = 1
+    eval_freq: int = 0
+    save_freq: int = 500
+    keep_checkpoints: int = 2
+    export: bool = False
+    export_dtype: str = "bf16"
+    distributed: str = "auto"
+    tensorboard: bool = False
+    wandb_project: str = ""
+    tokenizer: str = ""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+
+    def validate(self) -> None:
+        """Raise InputError for what no run can be made of; touches no device and reads no data."""
+        if not self.output_dir:
+            raise InputError("--output_dir is empty: name a directory (local or gs://) for the run's files")
+        for name in ("dtype", "export_dtype"):
+            if getattr(self, name) not in ("bf16", "fp32"):
+                raise InputError(f"--{name}={getattr(self, name)}: choose bf16 or fp32")
+        if self.distributed not in ("auto", "true", "false"):
+            raise InputError(f"--distributed={self.distributed}: choose auto, true or false")
+        if self.total_steps < 0 or (self.total_steps == 0 and not self.num_epochs > 0):
+            raise InputError(
+                f"--num_epochs={self.num_epochs} with --total_steps={self.total_steps}: nothing to train; "
+                "give epochs above 0 or steps above 0"
+            )
+        for name, least in (("log_freq", 1), ("eval_freq", 0), ("save_freq", 0), ("keep_checkpoints", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"--{name}={getattr(self, name)}: choose {least} or more")
+        if not self.data.train:
+            raise InputError("--data.train is empty: name a file, a glob, a directory, gs://... or hf://dataset")
+        for group in (self.model, self.data, self.optimizer, self.loss):
+            group.validate()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as config.json keeps them."""
+        return dataclasses.asdict(self)
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The nested settings of a recipe: a name under easyrm/recipes/ or a path to such a TOML file.
+
+    Raises InputError for an unknown name and for a file that is not TOML.
+    """
+    path = RECIPES / f"{name}.toml"
+    path = path if path.exists() else Path(name)
+    if not path.is_file():
+        known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml"))) or "none yet"
+        raise InputError(f"--recipe={name}: neither a file nor a recipe of easyrm (there are: {known})")
+    try:
+        return tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"--recipe={name}: {path} is not TOML: {error}") from error
+
+
+def apply_recipe(config: RunConfig, recipe: dict[str, Any], source: str) -> None:
+    """Set what a recipe names. Raises InputError for a name or a type that no flag has."""
+    for name, value in recipe.items():
+        here = getattr(config, name, None)
+        if not hasattr(config, name):
+            raise InputError(f"--recipe={source}: it sets {name!r}, which is no flag of train_rm")
+        if dataclasses.is_dataclass(here) and isinstance(value, dict):
+            apply_recipe(here, value, source)
+        elif type(here) is float and type(value) is int:
+            setattr(config, name, float(value))
+        elif type(here) is not type(value):
+            raise InputError(f"--recipe={source}: {name} = {value!r} is not of type {type(here).__name__}")
+        else:
+            setattr(config, name, value)

@@ -1,0 +1,94 @@
+"""From a record to a pair of conversations, or to the reason why it is none."""
+
+import math
+from typing import NamedTuple
+
+from easyrm.data.sources import Record
+from easyrm.data.template import ROLES
+from easyrm.errors import InputError
+
+MALFORMED = "malformed"
+EMPTY = "empty"
+NOT_ENDING_IN_ASSISTANT = "not_ending_in_assistant"
+IDENTICAL = "identical"
+TIE = "tie"
+DUPLICATE = "duplicate"
+OVERLONG = "overlong"
+REASONS = (MALFORMED, EMPTY, NOT_ENDING_IN_ASSISTANT, IDENTICAL, TIE, DUPLICATE, OVERLONG)
+
+Messages = list[dict[str, str]]
+
+
+class Pair(NamedTuple):
+    """Two whole conversations; `margin` is nan where the record has none, `id` None."""
+
+    chosen: Messages
+    rejected: Messages
+    margin: float
+    id: str | int | None
+    where: str
+
+
+class Dropped(Exception):
+    """A record that is no usable pair: `reason` is one of REASONS, `detail` says what was found."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+def parse_pair(record: Record) -> Pair:
+    """The pair in `record`. Raises Dropped (malformed, empty, not_ending_in_assistant) or InputError (unknown role)."""
+    value = _object(record)
+    chosen, rejected = (_messages(value, side, record.where) for side in ("chosen", "rejected"))
+    margin = value.get("margin")
+    if margin is None:
+        margin = math.nan
+    elif isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+        raise Dropped(MALFORMED, f"margin is {margin!r}, not a finite number")
+    return Pair(chosen, rejected, float(margin), value.get("id"), record.where)
+
+
+def check_pair(pair: Pair, *, drop_ties: bool) -> Pair:
+    """`pair`, if it can teach a preference. Raises Dropped (identical; tie: a margin of 0, where asked)."""
+    if _bare(pair.chosen) == _bare(pair.rejected):
+        raise Dropped(IDENTICAL, "chosen and rejected are the same conversation")
+    if drop_ties and pair.margin == 0:
+        raise Dropped(TIE, "the margin is 0")
+    return pair
+
+
+def parse_conversation(record: Record) -> Messages:
+    """The one conversation of a record with `messages`. Raises as `parse_pair` does."""
+    return _messages(_object(record), "messages", record.where)
+
+
+def _object(record: Record) -> dict:
+    if record.error is not None:
+        raise Dropped(MALFORMED, record.error)
+    if not isinstance(record.value, dict):
+        raise Dropped(MALFORMED, f"a {type(record.value).__name__} where an object should be")
+    return record.value
+
+
+def _messages(value: dict, key: str, where: str) -> Messages:
+    messages = value.get(key)
+    if not isinstance(messages, list):
+        found = "is missing" if messages is None else f"is a {type(messages).__name__}"
+        raise Dropped(MALFORMED, f"{key} {found}, not a list of messages")
+    for message in messages:
+        if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+            raise Dropped(MALFORMED, f"{key} has a message without a role and a content of text")
+        if message["role"] not in ROLES:
+            raise InputError(f"{where}: {key} has the role {message['role']!r}; the roles are {', '.join(ROLES)}")
+    if not messages:
+        raise Dropped(EMPTY, f"{key} has no messages")
+    if not all(message["content"].strip() for message in messages):
+        raise Dropped(EMPTY, f"{key} has a message without text")
+    if messages[-1]["role"] != "assistant":
+        raise Dropped(NOT_ENDING_IN_ASSISTANT, f"{key} ends in a message of the {messages[-1]['role']}")
+    return messages
+
+
+def _bare(messages: Messages) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"]) for message in messages]

@@ -1,0 +1,87 @@
+"""From the command line to a RunConfig."""
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from easyrm.config import RunConfig, apply_recipe, read_recipe
+from easyrm.errors import InputError, NonFiniteLoss
+
+_DEFINE = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    bool: flags.DEFINE_bool,
+}
+
+
+def define_run_flags() -> None:
+    """Register a flag for each field of RunConfig; nested groups are dotted, as in --data.train."""
+    defaults = RunConfig()
+    for field in dataclasses.fields(defaults):
+        value = getattr(defaults, field.name)
+        if dataclasses.is_dataclass(value):
+            config_flags.DEFINE_config_dataclass(field.name, value, f"--{field.name}.NAME: {type(value).__doc__}")
+        else:
+            _DEFINE[type(value)](field.name, value, f"see RunConfig.{field.name} in easyrm/config.py")
+
+
+def run_config() -> RunConfig:
+    """The configuration that was asked for: defaults, then the recipe, then the flags given beside it."""
+    config = RunConfig()
+    if flags.FLAGS.recipe:
+        apply_recipe(config, read_recipe(flags.FLAGS.recipe), flags.FLAGS.recipe)
+    for field in dataclasses.fields(config):
+        group = getattr(config, field.name)
+        if dataclasses.is_dataclass(group):
+            for name, value in config_flags.get_override_values(flags.FLAGS[field.name]).items():
+                setattr(group, name, value)
+        elif flags.FLAGS[field.name].present:
+            setattr(config, field.name, flags.FLAGS[field.name].value)
+    return config
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Parse sys.argv and call `main`; bad input is one line on stderr and exit status 2, never a traceback."""
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        _check_group_flags(argv)
+        try:
+            rest = flags.FLAGS(list(argv))
+        except flags.Error as error:
+            _refuse(f"{error}; --help lists the flags")
+        if rest[1:]:
+            _refuse(f"unexpected argument {rest[1]!r}: flags are written --name=value")
+        return rest
+
+    def call(_):
+        logging.set_verbosity(logging.WARNING)
+        try:
+            main()
+        except (InputError, NonFiniteLoss) as error:
+            _refuse(str(error))
+
+    app.run(call, flags_parser=parse)
+
+
+def _check_group_flags(argv: Sequence[str]) -> None:
+    # config_flags answers an unknown field of a group with a KeyError and a traceback.
+    groups = {field.name: field.default_factory for field in dataclasses.fields(RunConfig) if "." not in field.name}
+    for argument in argv[1:]:
+        name = argument.lstrip("-").split("=", 1)[0]
+        group, _, field = name.partition(".")
+        if argument.startswith("--") and field and group in flags.FLAGS and dataclasses.is_dataclass(groups.get(group)):
+            known = [known.name for known in dataclasses.fields(groups[group])]
+            if field not in known:
+                close = difflib.get_close_matches(field, known, n=1)
+                hint = f"did you mean --{group}.{close[0]}?" if close else f"--{group} has {', '.join(known)}"
+                _refuse(f"unknown flag --{name}: {hint}")
+
+
+def _refuse(message: str) -> None:
+    print(f"easyrm: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,106 @@
+"""metrics.jsonl, the lines or the bar that a person watches, and the optional TensorBoard and Weights & Biases."""
+
+import json
+import sys
+import tempfile
+import time
+from typing import Any
+
+from etils import epath
+from tqdm import tqdm
+
+REMOTE_SECONDS = 30.0
+
+
+class MetricsLog:
+    """Appends one JSON object a line to `<directory>/metrics.jsonl`, from step `first` on.
+
+    Lines of steps after `first - 1`, left by a run that went on past its last checkpoint, are removed. Object stores
+    cannot append: there, the file is uploaded whole at most every 30 seconds and at `close`.
+    """
+
+    def __init__(self, directory: epath.Path, *, first: int, total: int, record: dict[str, Any], sinks: list[Any] = ()):
+        self._path = directory / "metrics.jsonl"
+        kept = [line for line in _lines(self._path) if json.loads(line)["step"] < first]
+        self._path.write_text("".join(kept))
+        self._remote = "://" in str(directory)
+        self._file = tempfile.TemporaryFile("w+") if self._remote else open(self._path, "a")  # noqa: SIM115
+        if self._remote:
+            self._file.write("".join(kept))
+        self._uploaded = time.monotonic()
+        self._bar = tqdm(initial=first - 1, total=total, unit="step") if sys.stderr.isatty() else None
+        self._total = total
+        self._sinks = list(sinks)
+
+    def write(self, metrics: dict[str, Any]) -> None:
+        """Keep one line; `step` must be among the keys."""
+        self._file.write(json.dumps(metrics) + "\n")
+        self._file.flush()
+        if self._remote and time.monotonic() - self._uploaded > REMOTE_SECONDS:
+            self._upload()
+        for sink in self._sinks:
+            sink(metrics)
+        self._show(metrics)
+
+    def say(self, line: str) -> None:
+        """Print a line without breaking the bar."""
+        tqdm.write(line) if self._bar is not None else print(line, flush=True)
+
+    def _show(self, metrics: dict[str, Any]) -> None:
+        if "loss" not in metrics:
+            text = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items() if key != "step")
+            self.say(f"step {metrics['step']}  {text}")
+        elif self._bar is not None:
+            self._bar.update(metrics["step"] - self._bar.n)
+            self._bar.set_postfix(loss=f"{metrics['loss']:.4f}", accuracy=f"{metrics['accuracy']:.3f}")
+        else:
+            self.say(
+                f"step {metrics['step']}/{self._total}  loss {metrics['loss']:.4f}  accuracy {metrics['accuracy']:.3f}"
+                f"  margin {metrics['margin']:+.3f}  lr {metrics['learning_rate']:.2e}"
+                f"  {metrics['pairs_per_second']:.1f} pairs/s  {metrics['step_time']:.3f} s"
+            )
+
+    def _upload(self) -> None:
+        self._file.seek(0)
+        self._path.write_text(self._file.read())
+        self._uploaded = time.monotonic()
+
+    def close(self) -> None:
+        """Write out what is left."""
+        if self._remote:
+            self._upload()
+        self._file.close()
+        if self._bar is not None:
+            self._bar.close()
+
+
+def read_metrics(directory: epath.Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, in order; empty where there is none."""
+    return [json.loads(line) for line in _lines(directory / "metrics.jsonl")]
+
+
+def _lines(path: epath.Path) -> list[str]:
+    # A line without its newline was being written when the machine went away.
+    return [line for line in path.read_text().splitlines(True) if line.endswith("\n")] if path.exists() else []
+
+
+def tensorboard_sink(directory: epath.Path):
+    """A sink for TensorBoard event files under `<directory>/tensorboard` (extra `tensorboard`)."""
+    from tensorboardX import SummaryWriter
+
+    writer = SummaryWriter(str(directory / "tensorboard"))
+
+    def write(metrics):
+        for name, value in metrics.items():
+            writer.add_scalar(name, value, metrics["step"])
+        writer.flush()
+
+    return write
+
+
+def wandb_sink(project: str, directory: epath.Path, record: dict[str, Any]):
+    """A sink for a Weights & Biases run named after the output directory, which resumes with it (extra `wandb`)."""
+    import wandb
+
+    run = wandb.init(project=project, name=directory.name, id=directory.name, resume="allow", config=record["config"])
+    return lambda metrics: run.log(metrics, step=metrics["step"])
