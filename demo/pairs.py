@@ -35,14 +35,14 @@ TRAITS = {
     "sound": dict(dog="bark", cow="moo", cat="meow", sheep="baa", pig="oink", duck="quack", lion="roar", snake="hiss"),
     "home": dict(fish="sea", bee="hive", bird="nest", camel="desert", monkey="jungle", worm="soil", bear="cave"),
 }
-SIZES = "ant bee frog mouse rabbit cat dog sheep pig horse cow bear elephant whale".split()
-SPEEDS = "snail turtle duck goat runner bicycle tram bus train jet rocket".split()
+SIZES = "ant mouse rabbit cat dog pig horse bear elephant whale".split()
+SPEEDS = "snail turtle duck goat bicycle bus train jet rocket".split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = "January February March April May June July August September October November December".split()
 NOUNS = "sun cup tree river stone door book lamp chair cloud bread clock".split()
 
 # Either side of a pair may open like this, so the opening says nothing.
-OPENINGS = ("", "", "", "Sure. ", "Of course. ", "Good question. ", "Let me see. ", "I think I know this. ")
+OPENINGS = ("", "", "Sure. ", "Of course. ")
 EVASIONS = (
     "I would rather not say.", "That is hard to say.", "It depends on many things.", "Please ask somebody else.",
     "I am not sure about that.", "There are many views on this.", "Perhaps you can look it up.", "I cannot tell you.",
@@ -52,7 +52,7 @@ INSULTS = (
     "How dumb can you be?", "Nobody likes you.", "Shut up and read a book.",
 )  # fmt: skip
 # Shares of the ways to be bad: a bag of words sees through the last two, so they stay the minority.
-WAYS, SHARES = ("wrong", "evasive", "rude"), (0.76, 0.12, 0.12)
+WAYS, SHARES = ("wrong", "evasive", "rude"), (0.72, 0.14, 0.14)
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ def capitals(rng: random.Random) -> Iterator[Question]:
     """A country's capital, the country of a capital, and a follow-up whose tempting answer is the one just given."""
     asks = ("What is the capital of {}?", "Name the capital of {}.", "Which city is the capital of {}?",
             "Tell me the capital of {}.", "{} has which capital?")  # fmt: skip
-    frames = ("{0}.", "It is {0}.", "{0} is the capital of {1}.", "The capital of {1} is {0}.")
+    frames = ("It is {0}.", "{0} is the capital of {1}.", "The capital of {1} is {0}.")
     for country, city in CAPITALS.items():
         others = [(other, country) for other in CAPITALS.values() if other != city]
         for ask in asks:
             yield Question("capital", (ask.format(country),), frames, (city, country), (*others, (country, city)))
         for ask in ("{} is the capital of which country?", "Which country has the capital {}?", "Where is {}?"):
             wrong = tuple((other,) for other in CAPITALS if other != country)
-            yield Question("country", (ask.format(city),), ("{0}.", "In {0}.", "That is {0}."), (country,), wrong)
+            yield Question("country", (ask.format(city),), ("It is in {0}.", "That is {0}."), (country,), wrong)
     for first, second in itertools.permutations(CAPITALS, 2):
         for ask in ("And of {}?", "What about {}?"):
             turns = (rng.choice(asks).format(first), f"{CAPITALS[first]}.", ask.format(second))
@@ -96,63 +96,55 @@ def opposites(rng: random.Random) -> Iterator[Question]:
     for word, opposite in both:
         wrong = tuple((other, word) for other, _ in both if other != opposite)
         for ask in asks:
-            frames = ("{0}.", "It is {0}.", "The opposite of {1} is {0}.")
+            frames = ("It is {0}.", "The opposite of {1} is {0}.")
             yield Question("opposite", (ask.format(word),), frames, (opposite, word), wrong)
 
 
 def comparisons(rng: random.Random) -> Iterator[Question]:
-    """Which of two is bigger, smaller, faster, slower, more, less; the wrong answer exchanges the two."""
-    numbers = [str(n) for n in range(1, 21)]
-    scales = (("bigger", "smaller", SIZES, "the "), ("faster", "slower", SPEEDS, "the "), ("more", "less", numbers, ""))
-    for more, less, scale, article in scales:
-        for (low, high), up in itertools.product(itertools.combinations(scale, 2), (True, False)):
-            word, best, other = (more, high, low) if up else (less, low, high)
-            one, two = rng.sample([article + low, article + high], 2)
-            asks = (f"Which is {word}, {one} or {two}?", f"{one} or {two}: which is {word}?")
-            frames = (article + "{0}.", article + "{0} is " + word + ".", article + "{0} is " + word + f" than {article}" + "{1}.")
-            yield Question("compare", (rng.choice(asks),), frames, (best, other), ((other, best),))
+    """Which of two is bigger or faster; the wrong answer exchanges the two."""
+    for word, scale in (("bigger", SIZES), ("faster", SPEEDS)):
+        for other, best in itertools.combinations(scale, 2):
+            for one, two in ((best, other), (other, best)):
+                frames = ("It is the {0}.", "The {0} is " + word + " than the {1}.")
+                yield Question("compare", (f"Which is {word}, the {one} or the {two}?",), frames, (best, other), ((other, best),))
 
 
 def sequences(rng: random.Random) -> Iterator[Question]:
-    """What comes before or after a day, a month or a number; wrong answers are its other neighbours."""
-    for name, items in (("day", DAYS), ("month", MONTHS), ("number", [str(n) for n in range(1, 21)])):
-        for place, (step, word) in itertools.product(range(1, len(items) - 1), ((1, "after"), (-1, "before"))):
-            item, right, stale = items[place], items[place + step], items[place - step]
-            frames = ("{0}.", "It is {0}.", "{0} comes " + word + " {1}.")
-            asks = ("Which {0} comes {1} {2}?", "What {0} is right {1} {2}?", "Name the {0} {1} {2}.", "Tell me the {0} {1} {2}.")
+    """What comes after a day or a month; wrong answers are other days or months."""
+    asks = ("Which {0} comes after {1}?", "What {0} follows {1}?", "Name the {0} after {1}.", "Tell me the {0} after {1}.",
+            "After {1} comes which {0}?", "If it is {1} now, which {0} is next?")  # fmt: skip
+    for name, items in (("day", DAYS), ("month", MONTHS)):
+        for item, right in itertools.pairwise([*items, items[0]]):
+            wrong = tuple((other, item) for other in items if other not in (item, right))
             for ask in asks:
-                wrong = ((item, right), (stale, item), (rng.choice([x for x in items if x != right]), item))
-                yield Question("sequence", (ask.format(name, word, item),), frames, (right, item), wrong)
+                frames = ("It is {0}.", "{0} comes after {1}.")
+                yield Question("sequence", (ask.format(name, item),), frames, (right, item), (*wrong, (item, right)))
 
 
 def sums(rng: random.Random) -> Iterator[Question]:
-    """Sums of two small numbers; the wrong result is near."""
-    for a, b in itertools.product(range(1, 8), repeat=2):
-        wrong = tuple((str(a + b + off), f"{a} plus {b}") for off in (-2, -1, 1, 2) if a + b + off > 1)
-        for ask in ("What is {} plus {}?", "Add {} and {}.", "How much is {} and {}?"):
-            frames = ("{0}.", "It is {0}.", "{1} is {0}.")
+    """Sums of two small numbers."""
+    for a, b in itertools.product(range(1, 6), repeat=2):
+        wrong = tuple((str(other), f"{a} plus {b}") for other in range(2, 11) if other != a + b)
+        for ask in ("What is {} plus {}?", "Add {} and {}.", "How much is {} and {}?", "Tell me {} plus {}.", "{} and {} make what?", "{} plus {}?"):
+            frames = ("It is {0}.", "{1} is {0}.")
             yield Question("sum", (ask.format(a, b),), frames, (str(a + b), f"{a} plus {b}"), wrong)
 
 
 def members(rng: random.Random) -> Iterator[Question]:
-    """Is a thing of a kind (yes or no), and which of three things is of a kind."""
-    things = [(thing, kind) for kind, group in MEMBERS.items() for thing in group.split()]
-    asks = ("Is {} {}?", "Would you call {} {}?", "Is it true that {} is {}?")
-    for (thing, kind), ask in itertools.product(things, asks):
-        for true in (True, False):
-            asked = kind if true else rng.choice([other for other in MEMBERS if other != kind])
-            named = f"{'an' if asked == 'animal' else 'a'} {asked}"
-            say, deny = ("Yes", "is"), ("No", "is not")
-            right, wrong = (say, deny) if true else (deny, say)
-            yield Question("yes-no", (ask.format(thing, named),), ("{0}.", f"{{0}}, {thing} {{1}} {named}."), right, (wrong,))
-    for _ in range(600):
-        right, *others = (rng.choice(MEMBERS[kind].split()) + " " + kind for kind in rng.sample(list(MEMBERS), 3))
-        thing, kind = right.split()
-        wrong = tuple(other.split()[0] for other in others)
-        listed = ", ".join(rng.sample([thing, *wrong], 3))
-        ask = rng.choice(("Which of these is a kind of {}: {}?", "Pick the {} from this list: {}."))
-        yield Question("pick", (ask.format(kind, listed),), ("{0}.", "It is {0}.", "The " + kind + " is {0}."), (thing,),
-                       tuple((w,) for w in wrong))  # fmt: skip
+    """What a thing is, and which of two things is of a kind."""
+    asks = ("What is {}?", "What kind of thing is {}?", "Tell me what {} is.", "Is {} a tool or what?")
+    for kind, group in MEMBERS.items():
+        for thing, ask in itertools.product(group.split(), asks):
+            wrong = tuple((other, thing) for other in MEMBERS if other != kind)
+            yield Question("kind", (ask.format(thing),), ("It is a kind of {0}.", "{1} is a kind of {0}."), (kind, thing), wrong)
+        for thing in group.split():
+            for other_kind in MEMBERS:
+                if other_kind == kind:
+                    continue
+                for other in MEMBERS[other_kind].split():
+                    one, two = rng.sample([thing, other], 2)
+                    ask = rng.choice(("Which is a kind of {}, {} or {}?", "Pick the {}: {} or {}?"))
+                    yield Question("pick", (ask.format(kind, one, two),), ("It is {0}.", "The " + kind + " is {0}."), (thing,), ((other,),))
 
 
 def traits(rng: random.Random) -> Iterator[Question]:
@@ -165,7 +157,7 @@ def traits(rng: random.Random) -> Iterator[Question]:
     for trait, table in TRAITS.items():
         for (thing, value), ask in itertools.product(table.items(), asks[trait]):
             wrong = tuple((other,) for other in table.values() if other != value)
-            yield Question("trait", (ask.format(thing),), ("{0}.", "It is {0}.", f"The {trait} is {{0}}."), (value,), wrong)
+            yield Question("trait", (ask.format(thing),), ("It is {0}.", f"The {trait} is {{0}}."), (value,), wrong)
 
 
 def lists(rng: random.Random) -> Iterator[Question]:
@@ -175,15 +167,15 @@ def lists(rng: random.Random) -> Iterator[Question]:
         first = rng.random() < 0.5
         ask = f"What is the {'first' if first else 'last'} word here: {', '.join(words)}?"
         right, wrong = (words[0], words[2]) if first else (words[2], words[0])
-        yield Question("place", (ask,), ("{0}.", "It is {0}."), (right,), ((wrong,),))
+        yield Question("place", (ask,), ("It is {0}.", "The word is {0}."), (right,), ((wrong,),))
     for _ in range(500):
         words = rng.sample(NOUNS, 3)
         orders = [" ".join(order) for order in itertools.permutations(words)]
         ask = rng.choice(("Repeat these words: {}.", "Say these words in order: {}.")).format(orders[0])
-        yield Question("repeat", (ask,), ("{0}.", "You said {0}."), (orders[0],), tuple((o,) for o in orders[1:]))
+        yield Question("repeat", (ask,), ("The words are {0}.", "You said {0}."), (orders[0],), tuple((o,) for o in orders[1:]))
 
 
-FAMILIES = (capitals, opposites, comparisons, sequences, sums, members, traits, lists)
+FAMILIES = (capitals, opposites, comparisons, sequences, sums, members, traits)
 
 
 def _sentence(text: str) -> str:
@@ -193,7 +185,7 @@ def _sentence(text: str) -> str:
 def _rejected(question: Question, way: str, frame: str, right: str, rng: random.Random) -> str:
     if way == "wrong":
         # The same frame half of the time: then the sides differ in the filled places alone.
-        frame = frame if rng.random() < 0.5 else rng.choice(question.frames)
+        frame = frame if rng.random() < 0.8 else rng.choice(question.frames)
         return _sentence(rng.choice(OPENINGS) + _sentence(frame.format(*rng.choice(question.wrong))))
     if way == "evasive":
         return rng.choice(OPENINGS) + rng.choice(EVASIONS)

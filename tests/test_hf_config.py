@@ -11,7 +11,6 @@ from easyrm.errors import InputError
 from easyrm.hf.config import exported_config, num_labels, read_config, write_config
 from easyrm.models.config import SIZES, LlamaConfig
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -148,10 +147,9 @@ def test_token_ids_that_would_pool_the_wrong_token_are_refused(ids, named):
         exported_config(SIZES["debug"], IDS | ids, "fp32")
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the shared folder is not beside the checkout")
-def test_real_configs_are_read():
-    config, raw = read_config(SHARED / "golden" / "init_llama2")
+def test_real_configs_are_read(shared):
+    config, raw = read_config(shared / "golden" / "init_llama2")
     assert config == LlamaConfig(4096, 128, 384, 2, 4, 2, max_position_embeddings=512)
     assert num_labels(raw) == 1
-    config, _ = read_config(SHARED / "checkpoints" / "stories260K")
+    config, _ = read_config(shared / "checkpoints" / "stories260K")
     assert config == LlamaConfig(512, 64, 172, 5, 8, 4, 8, max_position_embeddings=512, tie_word_embeddings=True)

@@ -21,19 +21,18 @@ from easyrm.hf.hub import fetch, hub_name
 from easyrm.hf.load import load_params
 from easyrm.hf.safetensors import Checkpoint
 from easyrm.models.reward import RewardModel
-from easyrm.sharding import make_mesh, state_shardings, path_name
+from easyrm.sharding import make_mesh, path_name, state_shardings
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-SHAPE = dict(
-    vocab_size=96,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    pad_token_id=0,
-)
+SHAPE = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "pad_token_id": 0,
+}
 
 
 def save_hf(directory, kind=LlamaForSequenceClassification, dtype=torch.float32, max_shard_size="5GB", **changes):
@@ -58,11 +57,13 @@ def load(directory, mesh_dim="1,1,1", **options):
 
 def expected(tensors, path, layers=3):
     """Our leaf, built from Hugging Face's tensors by the contract: stacked layers, transposed kernels."""
+    name = path.replace("/", ".").replace("kernel", "weight")
     if path.startswith("model/layers/"):
-        names = [path.replace("model/layers", f"model/layers/{i}") for i in range(layers)]
-        return np.stack([expected(tensors, name) for name in names])
-    tensor = tensors[path.replace("/", ".").replace("kernel", "weight")]
-    return tensor.T if path.endswith("kernel") else tensor
+        found = [tensors[name.replace("model.layers", f"model.layers.{i}")] for i in range(layers)]
+    else:
+        found = [tensors[name]]
+    found = [tensor.T if path.endswith("kernel") else tensor for tensor in found]
+    return np.stack(found) if path.startswith("model/layers/") else found[0]
 
 
 def assert_loaded(params, tensors, layers=3, skip=()):
@@ -112,7 +113,7 @@ def test_shards_are_placed_and_each_byte_is_read_once(tmp_path, monkeypatch, mes
     params = load(tmp_path, mesh_dim)
     assert_loaded(params, tensors)
     assert len(read) == len(set(read)) == sum(len(tensor) for tensor in tensors.values())
-    dp, fsdp, mp = (int(size) for size in mesh_dim.split(","))
+    _, fsdp, mp = (int(size) for size in mesh_dim.split(","))
     shard = params["model/layers/mlp/gate_proj/kernel"].addressable_shards[0].data
     assert shard.shape == (3, 32 // fsdp, 48 // mp)
 
@@ -262,8 +263,8 @@ def test_memory_stays_near_what_the_devices_hold(tmp_path):
     tensors |= {"model.embed_tokens.weight": (1000, width), "model.norm.weight": (width,)}
     zeros = {name: np.zeros(shape, ml_dtypes.bfloat16) for name, shape in tensors.items()}
     save_file(zeros, tmp_path / "model.safetensors")
-    raw = dict(model_type="llama", vocab_size=1000, hidden_size=width, intermediate_size=mlp)
-    raw |= dict(num_hidden_layers=layers, num_attention_heads=8)
+    raw = {"model_type": "llama", "vocab_size": 1000, "hidden_size": width, "intermediate_size": mlp}
+    raw |= {"num_hidden_layers": layers, "num_attention_heads": 8}
     (tmp_path / "config.json").write_text(json.dumps(raw))
     result = subprocess.run(
         [sys.executable, "-c", _PEAK, tmp_path, "1,-1,1"], capture_output=True, text=True, check=True
@@ -274,10 +275,9 @@ def test_memory_stays_near_what_the_devices_hold(tmp_path):
     assert peak < held + 170e6
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the shared folder is not beside the checkout")
 @pytest.mark.parametrize("name", ["golden/init_llama2", "checkpoints/stories260K"])
-def test_real_checkpoints_arrive(name):
-    params = load(SHARED / name, "1,2,2")
-    tensors = load_file(SHARED / name / "model.safetensors")
+def test_real_checkpoints_arrive(shared, name):
+    params = load(shared / name, "1,2,2")
+    tensors = load_file(shared / name / "model.safetensors")
     skip = set() if "score.weight" in tensors else {"score/kernel"}
     assert_loaded(params, tensors, layers=2 if "golden" in name else 5, skip=skip)

@@ -25,12 +25,11 @@ class RowShape(NamedTuple):
 
 
 class RowBatch(NamedTuple):
-    """One optimizer batch as arrays, and its token counts.
+    """One optimizer batch as arrays, a pytree.
 
     A token sees the columns first_key..last_key (both included) of its row; a padding token only itself. The last token
     of slot b's chosen side stands at (chosen_row, chosen_column)[m, b] of micro-batch m. Unused slots have weight 0 and
-    point at (0, 0). An absent margin is 0. `tokens_real` counts both sides whole, `tokens_unique` a shared prompt once,
-    `tokens_computed` the whole rows.
+    point at (0, 0). An absent margin is 0.
     """
 
     tokens: np.ndarray  # int32[M, R, L], as the next three
@@ -43,9 +42,6 @@ class RowBatch(NamedTuple):
     rejected_column: np.ndarray
     margin: np.ndarray  # float32[M, B], as weight
     weight: np.ndarray
-    tokens_real: int
-    tokens_unique: int
-    tokens_computed: int
 
 
 class Placement(NamedTuple):
@@ -81,7 +77,9 @@ def place(lengths: np.ndarray, shape: RowShape, *, micro_batches: int, packing: 
         batch = np.flatnonzero(alone.sum(axis=1) > rank)
         pair = order[batch, rank]
         shorter = sides[batch, pair, 1] < sides[batch, pair, 0]
-        for slot, room in zip((1 - shorter, 1 * shorter), _take_two(free, batch, sides[batch, pair], fits), strict=True):
+        for slot, room in zip(
+            (1 - shorter, 1 * shorter), _take_two(free, batch, sides[batch, pair], fits), strict=True
+        ):
             row[batch, pair, slot], column[batch, pair, slot] = room[0], shape.length - room[1]
     flat, everyone = free.reshape(len(lengths), -1), np.arange(len(lengths))
     for rank in range(lengths.shape[1]):
@@ -159,15 +157,7 @@ def pack(
         b, used[m] = used[m], used[m] + 1
         slots[:, m, b] = row_in_micro[chosen_row], chosen_end, row_in_micro[rejected_row], rejected_end
         margin[m, b], weight[m, b] = np.nan_to_num(pair.margin, nan=0.0), 1
-    return RowBatch(
-        *arrays,
-        *slots,
-        margin,
-        weight,
-        tokens_real=int(lengths.sum() + lengths[:, 1].sum()),
-        tokens_unique=int(lengths.sum()),
-        tokens_computed=shape.capacity,
-    )
+    return RowBatch(*arrays, *slots, margin, weight)
 
 
 def _fill(pairs: Sequence, placed: Placement, shape: RowShape, pad_id: int) -> tuple[np.ndarray, np.ndarray]:

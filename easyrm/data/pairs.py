@@ -58,9 +58,16 @@ def check_pair(pair: Pair, *, drop_ties: bool) -> Pair:
     return pair
 
 
-def parse_conversation(record: Record) -> Messages:
-    """The one conversation of a record with `messages`. Raises as `parse_pair` does."""
-    return _messages(_object(record), "messages", record.where)
+def parse_scored(record: Record) -> Pair:
+    """What is to be scored: the pair in `record`, or its one conversation (`messages`) on both sides.
+
+    Raises as `parse_pair` does.
+    """
+    value = _object(record)
+    if "messages" not in value:
+        return parse_pair(record)
+    messages = _messages(value, "messages", record.where)
+    return Pair(messages, messages, math.nan, value.get("id"), record.where)
 
 
 def _object(record: Record) -> dict:

@@ -14,6 +14,7 @@ from easyrm.errors import InputError
 _LEVELS = 32  # capacities that are tried between the smallest batch and the largest
 _SAMPLE = 512  # batches that the choice is made on; that everything fits is checked on all
 _CHUNK = 2048  # batches placed at once
+_NEARLY = 1.03  # computed tokens, times the fewest, that a shorter row may cost
 
 
 def plan_shapes(
@@ -26,12 +27,12 @@ def plan_shapes(
     micro_batches: int,
     row_groups: int,
     packing: bool,
-    max_shapes: int = 3,
+    max_shapes: int = 4,
 ) -> list[RowShape]:
     """At most `max_shapes` shapes, smallest first, with the fewest computed tokens found over the run's batches.
 
     `batches` are arrays of indices into the store. `row_length` is the longest row allowed, 0 to choose it: then the
-    one with the fewest computed tokens wins, the shortest among equals since attention costs less there. Raises
+    shortest one wins whose computed tokens are within 3 % of the fewest, since attention costs less there. Raises
     InputError if a kept conversation is longer than a given `row_length`.
     """
     multiple = micro_batches * row_groups
@@ -50,7 +51,8 @@ def plan_shapes(
         _plan(lengths, limit, unit, multiple, micro_batches, max_shapes)
         for limit in ([row_length] if row_length else _row_lengths(lengths, longest_side, unit))
     ]
-    return min(plans, key=lambda plan: plan[0])[1]
+    fewest = min(computed for computed, _ in plans)
+    return next(shapes for computed, shapes in plans if computed <= _NEARLY * fewest)
 
 
 def choose_shape(shapes: Sequence[RowShape], lengths: np.ndarray, *, micro_batches: int, packing: bool) -> RowShape:

@@ -1,8 +1,10 @@
 """Records from files, globs, directories, buckets and the hub, one at a time."""
 
 import contextlib
+import glob
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -78,11 +80,15 @@ def _resolve_one(part: str) -> list[str]:
 
 
 def _glob(pattern: str) -> list[str]:
-    """Splits at the first part with a wildcard: path libraries match below a directory only."""
+    if "://" not in pattern:
+        return sorted(path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path))
+    if "**" in pattern:
+        raise InputError(f"data {pattern}: ** is for local files; name the directories, or use *")
+    # Buckets are listed from a directory: what stands before the first wildcard.
     parts = pattern.split("/")
     first = next(i for i, part in enumerate(parts) if _GLOB_CHARACTERS & set(part))
-    root = epath.Path("/".join(parts[:first]) or ("/" if pattern.startswith("/") else "."))
-    return sorted(str(path) for path in root.glob("/".join(parts[first:])) if not path.is_dir())
+    found = epath.Path("/".join(parts[:first])).glob("/".join(parts[first:]))
+    return sorted(str(path) for path in found if not path.is_dir())
 
 
 def _read_json_lines(path: str) -> Iterator[Record]:

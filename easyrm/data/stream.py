@@ -34,7 +34,11 @@ class PairStream:
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
-            raw = np.random.Philox(key=[self.seed, epoch]).random_raw(self.n) if self.shuffle else np.arange(self.n)
+            raw = (
+                np.random.Philox(key=[self.seed % 2**64, epoch]).random_raw(self.n)
+                if self.shuffle
+                else np.arange(self.n)
+            )
             self._epoch, self._order = epoch, np.argsort(raw, kind="stable")
         return self._order
 

@@ -39,6 +39,6 @@ def fetch(source: str | epath.PathLike) -> epath.Path:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{source}: not a local path, and the Hugging Face hub does not give it ({reason}); "
-            f"check the name and, for a gated model, `huggingface-cli login`"
+            f"check the name and, for a gated model, set HF_TOKEN"
         ) from error
     return epath.Path(folder)

@@ -1,5 +1,6 @@
 """Parameters from a Hugging Face checkpoint: each host reads what its devices hold, and never the whole model."""
 
+import gc
 import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ from easyrm.sharding import path_name
 _READERS = 4
 # Rows converted at once: a transposed write of few rows stays in the processor's cache.
 _ROW_BLOCK = 64
+# JAX lets go of a host's copy only at a garbage collection; one takes too long to be worth it for small leaves.
+_COLLECT_BYTES = 2**26
 
 Bounds = tuple[tuple[int, int], ...]
 
@@ -39,17 +42,12 @@ def load_params(
     `source` is anything that `fetch` takes. From a causal model the LM head is dropped and the score head is new:
     normal with standard deviation `score_std` (0: 1/sqrt(hidden_size + 1)), from `jax.random.key(seed)`, the same on
     every mesh. From a sequence classifier the head is loaded. The host holds the shards of one leaf at a time beside
-    what is already placed, and at most 64 MB of file contents.
+    what is already placed, and 32 MB of file contents.
 
     Raises InputError, before any tensor is read, that names every missing, unexpected and mis-shaped tensor.
     """
-    path = fetch(source)
-    _, raw = read_config(path)
-    checkpoint = Checkpoint(path)
+    checkpoint, has_head = open_checkpoint(source, config)
     table = weights(config)
-    has_head = is_classifier(raw)
-    _check_tensors(path, checkpoint, table, has_head)
-
     leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract_params)
     jobs = [
         (path_name(key), leaf, where) for (key, leaf), where in zip(leaves, jax.tree.leaves(shardings), strict=True)
@@ -58,14 +56,26 @@ def load_params(
         if leaf.shape != table[name].leaf_shape:
             raise ValueError(f"{name}: shape {leaf.shape} where the configuration gives {table[name].leaf_shape}")
     loaded: dict[str, jax.Array] = {}
-    # The largest first: a host that is also the device holds a leaf twice while it is placed.
-    for name, leaf, where in sorted(jobs, key=lambda job: -math.prod(job[1].shape)):
-        if name == SCORE_PATH and not has_head:
-            loaded[name] = _new_head(leaf.shape, score_std or (config.hidden_size + 1) ** -0.5, seed, where)
-        else:
-            loaded[name] = _load_leaf(checkpoint, table[name], where)
-        loaded[name].block_until_ready()
+    with ThreadPoolExecutor(_READERS) as readers:
+        # The largest first: a host that is also the device holds a leaf twice while it is placed.
+        for name, leaf, where in sorted(jobs, key=lambda job: -math.prod(job[1].shape)):
+            if name == SCORE_PATH and not has_head:
+                loaded[name] = _new_head(leaf.shape, score_std or (config.hidden_size + 1) ** -0.5, seed, where)
+            else:
+                loaded[name] = _load_leaf(checkpoint, table[name], where, readers)
+            loaded[name].block_until_ready()
+            if loaded[name].nbytes > _COLLECT_BYTES:
+                gc.collect()
     return jax.tree.unflatten(treedef, [loaded[name] for name, _, _ in jobs])
+
+
+def open_checkpoint(source: str | epath.PathLike, config: LlamaConfig) -> tuple[Checkpoint, bool]:
+    """(checkpoint, whether it has a score head), with only file headers read. Raises InputError as `load_params`."""
+    path = fetch(source)
+    _, raw = read_config(path)
+    checkpoint, has_head = Checkpoint(path), is_classifier(raw)
+    _check_tensors(path, checkpoint, weights(config), has_head)
+    return checkpoint, has_head
 
 
 def _check_tensors(path: epath.Path, checkpoint: Checkpoint, table: dict[str, Weight], has_head: bool) -> None:
@@ -94,7 +104,9 @@ def _new_head(shape: tuple[int, ...], std: float, seed: int, sharding: jax.shard
     return jax.jit(lambda key: std * jax.random.normal(key, shape), out_shardings=sharding)(jax.random.key(seed))
 
 
-def _load_leaf(checkpoint: Checkpoint, weight: Weight, sharding: jax.sharding.Sharding) -> jax.Array:
+def _load_leaf(
+    checkpoint: Checkpoint, weight: Weight, sharding: jax.sharding.Sharding, readers: ThreadPoolExecutor
+) -> jax.Array:
     """One leaf, placed. Every distinct shard of this host's devices is filled in a single pass over the file."""
     shape = weight.leaf_shape
     indices = sharding.addressable_devices_indices_map(shape).values()
@@ -107,8 +119,7 @@ def _load_leaf(checkpoint: Checkpoint, weight: Weight, sharding: jax.sharding.Sh
         if targets:
             _fill(checkpoint, weight.names[layer], targets)
 
-    with ThreadPoolExecutor(_READERS) as readers:
-        list(readers.map(read_layer, range(max(weight.layers, 1))))
+    list(readers.map(read_layer, range(max(weight.layers, 1))))
     return jax.make_array_from_callback(shape, sharding, lambda index: shards[_bounds(index, shape)])
 
 

@@ -17,7 +17,7 @@ from etils import epath
 from easyrm.errors import InputError
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
-CHUNK_BYTES = 16 * 2**20
+CHUNK_BYTES = 8 * 2**20
 _MAX_HEADER_BYTES = 100 * 2**20  # the format's own limit
 _AGAIN = "get the file again"
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -79,10 +78,3 @@ def restore_model(directory: str | epath.Path, step: int | None, model: Any) -> 
         step = steps[-1] if step is None else step
         found = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(model)))
     return found.model, step
-
-
-def abstract_arrays(tree: Any, shardings: Any) -> Any:
-    """Shapes and dtypes with their shardings, as restore and compile take them."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
-    )

@@ -4,11 +4,16 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from etils import epath
 from tqdm import tqdm
 
+from easyrm.config import RunConfig
+
+Sink = Callable[[dict[str, Any]], None]
 REMOTE_SECONDS = 30.0
 
 
@@ -19,7 +24,7 @@ class MetricsLog:
     cannot append: there, the file is uploaded whole at most every 30 seconds and at `close`.
     """
 
-    def __init__(self, directory: epath.Path, *, first: int, total: int, record: dict[str, Any], sinks: list[Any] = ()):
+    def __init__(self, directory: epath.Path, *, first: int, total: int, sinks: Sequence[Sink] = ()):
         self._path = directory / "metrics.jsonl"
         kept = [line for line in _lines(self._path) if json.loads(line)["step"] < first]
         self._path.write_text("".join(kept))
@@ -30,7 +35,13 @@ class MetricsLog:
         self._uploaded = time.monotonic()
         self._bar = tqdm(initial=first - 1, total=total, unit="step") if sys.stderr.isatty() else None
         self._total = total
-        self._sinks = list(sinks)
+        self._sinks = sinks
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
     def write(self, metrics: dict[str, Any]) -> None:
         """Keep one line; `step` must be among the keys."""
@@ -74,6 +85,31 @@ class MetricsLog:
             self._bar.close()
 
 
+class QuietLog:
+    """What every process but the first has for a MetricsLog."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def write(self, metrics: dict[str, Any]) -> None:
+        """Nothing: process 0 writes."""
+
+
+def open_metrics(config: RunConfig, directory: epath.Path, record: dict[str, Any], *, first: int) -> MetricsLog | QuietLog:
+    """The log of a run that goes on at step `first`, with the sinks that `config` asks for."""
+    if jax.process_index() != 0:
+        return QuietLog()
+    sinks = []
+    if config.tensorboard:
+        sinks.append(_tensorboard_sink(directory))
+    if config.wandb_project:
+        sinks.append(_wandb_sink(config.wandb_project, directory, record))
+    return MetricsLog(directory, first=first, total=record["total_steps"], sinks=sinks)
+
+
 def read_metrics(directory: epath.Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, in order; empty where there is none."""
     return [json.loads(line) for line in _lines(directory / "metrics.jsonl")]
@@ -84,7 +120,7 @@ def _lines(path: epath.Path) -> list[str]:
     return [line for line in path.read_text().splitlines(True) if line.endswith("\n")] if path.exists() else []
 
 
-def tensorboard_sink(directory: epath.Path):
+def _tensorboard_sink(directory: epath.Path):
     """A sink for TensorBoard event files under `<directory>/tensorboard` (extra `tensorboard`)."""
     from tensorboardX import SummaryWriter
 
@@ -98,7 +134,7 @@ def tensorboard_sink(directory: epath.Path):
     return write
 
 
-def wandb_sink(project: str, directory: epath.Path, record: dict[str, Any]):
+def _wandb_sink(project: str, directory: epath.Path, record: dict[str, Any]):
     """A sink for a Weights & Biases run named after the output directory, which resumes with it (extra `wandb`)."""
     import wandb
 

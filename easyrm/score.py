@@ -1,0 +1,124 @@
+"""Rewards of pairs or single conversations: `python -m easyrm.score --model=... --input=... --output=...`."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+
+from easyrm import run, sharding
+from easyrm.data import sources
+from easyrm.data.batches import Batches
+from easyrm.data.config import DataConfig
+from easyrm.data.pairs import Dropped, parse_scored
+from easyrm.data.store import build_store
+from easyrm.data.stream import ahead
+from easyrm.data.tokenizer import Tokenizer, load_tokenizer
+from easyrm.errors import InputError
+from easyrm.flags import run_command
+from easyrm.hf.config import is_classifier
+from easyrm.hf.source import ModelSource
+from easyrm.models.config import LlamaConfig
+from easyrm.models.reward import RewardModel
+from easyrm.training.checkpoint import restore_model
+from easyrm.training.program import abstract_model, make_forward
+from easyrm.training.step import make_reward_step
+
+_MODEL = flags.DEFINE_string("model", "", "a Hugging Face directory or hub name, or RUN_DIR[/checkpoints/STEP]")
+_INPUT = flags.DEFINE_string("input", "", "pairs (chosen, rejected) or conversations (messages), one a line")
+_OUTPUT = flags.DEFINE_string("output", "", "JSON Lines to write, one line for each line of the input, in order")
+_DTYPE = flags.DEFINE_enum("dtype", "bf16", ["bf16", "fp32"], "of the matmuls")
+_MESH_DIM = flags.DEFINE_string("mesh_dim", "1,-1,1", "dp,fsdp,mp, as in train_rm")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "lines computed at once", lower_bound=1)
+_MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "tokens a conversation; 0: as the model was trained", lower_bound=0)
+
+AHEAD = 4
+
+
+def score() -> None:
+    """Write one line a line: {"chosen", "rejected"} or {"reward"}, with the `id` of the input where it has one.
+
+    A line that cannot be scored (malformed, empty, overlong ...) becomes {"error": reason}, and is counted at the end.
+    Raises InputError for what is not there, before anything is compiled.
+    """
+    for name, value in (("model", _MODEL.value), ("input", _INPUT.value), ("output", _OUTPUT.value)):
+        if not value:
+            raise InputError(f"--{name} is empty; --model, --input and --output are all needed")
+    mesh = sharding.make_mesh(_MESH_DIM.value)
+    model, tokenizer, max_length = load_model(_MODEL.value, mesh)
+    data = DataConfig(max_length=_MAX_LENGTH.value or max_length, batch_size=_BATCH_SIZE.value, max_bad_fraction=1.0)
+    store = build_store(_INPUT.value, tokenizer, data, scoring=True)
+    orders = [np.arange(at, min(at + data.batch_size, len(store))) for at in range(0, len(store), data.batch_size)]
+    batches = Batches(store, data, orders, row_groups=sharding.row_groups(mesh), pad_id=tokenizer.pad_id)
+    rewards_of = jax.jit(make_reward_step(make_forward(_DTYPE.value, "none", mesh)))
+
+    def rewards() -> Iterator[tuple[float, float]]:
+        for _, batch in ahead(batches(orders), AHEAD):
+            sides = jax.device_get(rewards_of(model, sharding.place_batch(mesh, batch)))
+            yield from zip(*(side[batch.weight > 0].tolist() for side in sides), strict=True)
+
+    counts = write_scores(sources.read(_INPUT.value), store.places(), rewards(), epath.Path(_OUTPUT.value))
+    print(f"wrote {_OUTPUT.value}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
+
+
+def load_model(path: str, mesh: jax.sharding.Mesh) -> tuple[RewardModel, Tokenizer, int]:
+    """(parameters, tokenizer, max_length) of a Hugging Face reward model or of a run's checkpoint.
+
+    Raises InputError where there is neither, or where the model has no score head.
+    """
+    directory, step = run.split_checkpoint(path)
+    if run.is_run(directory):
+        record = run.read_record(directory)
+        abstract = abstract_model(LlamaConfig(**record["model"]), mesh)
+        model, _ = restore_model(directory / "checkpoints", step, abstract)
+        return model, load_tokenizer(str(directory / "tokenizer")), record["config"]["data"]["max_length"]
+    source = ModelSource(path, "")
+    if not is_classifier(source.raw):
+        raise InputError(f"--model={path}: a causal model without a score head; give a reward model or train one")
+    model = source.load(abstract_model(source.config, mesh), score_std=0.0, seed=0)
+    tokenizer = load_tokenizer(path)
+    return model, tokenizer, source.config.max_position_embeddings
+
+
+def write_scores(
+    records: Iterator[sources.Record],
+    scored: Iterator[tuple[str, int]],
+    rewards: Iterator[tuple[float, float]],
+    output: epath.Path,
+) -> dict[str, int]:
+    """One line out for each record; `scored` are the (file, line) of those that have rewards. Returns counts by kind."""
+    counts, following = Counter(), next(scored, None)
+    with output.open("w") as file:
+        for record in records:
+            if (record.file, record.line) == following:
+                line, following = _scored_line(record, next(rewards)), next(scored, None)
+            else:
+                line = {**_identity(record), "error": _why(record)}
+            counts["errors" if "error" in line else "conversations" if "reward" in line else "pairs"] += 1
+            file.write(json.dumps(line) + "\n")
+    return dict(counts)
+
+
+def _scored_line(record: sources.Record, rewards: tuple[float, float]) -> dict[str, Any]:
+    values = {"reward": rewards[0]} if "messages" in record.value else dict(zip(("chosen", "rejected"), rewards, strict=True))
+    return {**_identity(record), **values}
+
+
+def _identity(record: sources.Record) -> dict[str, Any]:
+    return {"id": record.value["id"]} if isinstance(record.value, dict) and "id" in record.value else {}
+
+
+def _why(record: sources.Record) -> str:
+    try:
+        parse_scored(record)
+    except Dropped as dropped:
+        return str(dropped)
+    return "overlong: more tokens than --max_length"
+
+
+if __name__ == "__main__":
+    run_command(score)

@@ -1,0 +1,119 @@
+"""What the devices will run, compiled before anything is allocated."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from easyrm import sharding
+from easyrm.config import RunConfig
+from easyrm.data.batches import Batches
+from easyrm.data.packing import RowBatch, RowShape
+from easyrm.errors import InputError
+from easyrm.models.attention import attention
+from easyrm.models.config import LlamaConfig
+from easyrm.models.reward import RewardModel
+from easyrm.training.optimizer import make_optimizer
+from easyrm.training.step import DTYPES, Forward, TrainState, make_reward_step, make_train_step
+
+MIB = 2**20
+
+
+def make_forward(dtype: str, remat: str, mesh: Mesh) -> Forward:
+    """How a model runs on a mesh: the platform's attention, the residual stream sharded once a block."""
+    residual = sharding.residual_sharding(mesh)
+    return Forward(DTYPES[dtype], attention, remat, lambda x: jax.lax.with_sharding_constraint(x, residual))
+
+
+def abstract_arrays(tree: Any, shardings: Any) -> Any:
+    """Shapes and dtypes with their shardings, as compile and restore take them."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings
+    )
+
+
+def abstract_model(llama: LlamaConfig, mesh: Mesh) -> RewardModel:
+    """The parameters' shapes and shardings. Raises InputError where the mesh does not divide them."""
+    sharding.check_heads(mesh, llama.num_attention_heads, llama.num_key_value_heads)
+    model = jax.eval_shape(lambda key: RewardModel(llama, nnx.Rngs(key)), jax.random.key(0))
+    return abstract_arrays(model, sharding.state_shardings(mesh, model))
+
+
+class Program:
+    """The compiled training step of each row shape, and the ways to a first state.
+
+    `abstract` is the TrainState's shapes, dtypes and shardings. Order of birth: shapes, shardings, compilation, bytes
+    per device; only then does anything allocate.
+    """
+
+    def __init__(self, config: RunConfig, llama: LlamaConfig, mesh: Mesh, steps: int):
+        """Raises InputError where the mesh does not divide the model."""
+        self._mesh, self._llama, self._seed, self._score_std = mesh, llama, config.seed, config.model.score_std
+        self._optimizer = make_optimizer(config.optimizer, steps)
+        model = abstract_model(llama, mesh)
+        moments = jax.eval_shape(self._optimizer.init, model)
+        self.abstract = TrainState(model, abstract_arrays(moments, sharding.state_shardings(mesh, moments)))
+        self._forward = make_forward(config.dtype, config.model.remat, mesh)
+        self._step = make_train_step(self._forward, self._optimizer, config.loss)
+        self._rewards = jax.jit(make_reward_step(self._forward))
+        self._compiled: dict[RowShape, Any] = {}
+
+    def compile(self, batches: Batches, say: Callable[[str], None]) -> None:
+        """Compile the step for every shape of `batches`, and say what it takes of each device."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        step = jax.jit(self._step, donate_argnums=0, out_shardings=(shardings, None))
+        for shape in batches.shapes:
+            if shape.length % self._mesh.shape["mp"]:
+                raise InputError(f"--mesh_dim: mp={self._mesh.shape['mp']} does not divide a row of {shape.length} tokens")
+            rows = batches.empty(shape)
+            began = time.monotonic()
+            lowered = step.lower(self.abstract, abstract_arrays(rows, sharding.batch_shardings(self._mesh, rows)))
+            self._compiled[shape] = lowered.compile()
+            took = time.monotonic() - began
+            say(f"compiled for {shape.rows} rows of {shape.length} tokens in {took:.1f} s; {self._memory(shape)}")
+
+    def _memory(self, shape: RowShape) -> str:
+        taken = self._compiled[shape].memory_analysis()
+        parameters, moments = (_bytes_per_device(jax.tree.leaves(tree)) for tree in self.abstract)
+        sizes = {
+            "parameters": parameters,
+            "moments": moments,
+            "batch": taken.argument_size_in_bytes - parameters - moments,
+            "temporaries": taken.temp_size_in_bytes,
+            "peak": taken.argument_size_in_bytes + taken.temp_size_in_bytes,
+        }
+        return "MiB per device: " + ", ".join(f"{name} {size / MIB:.1f}" for name, size in sizes.items())
+
+    def train_step(self, state: TrainState, batch: RowBatch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update; `state` is consumed. Metrics stay on the devices until somebody asks for them."""
+        return self._compiled[_shape(batch)](state, sharding.place_batch(self._mesh, batch))
+
+    def rewards(self, model: RewardModel, batch: RowBatch) -> tuple[jax.Array, jax.Array]:
+        """Rewards of both sides of a batch, float32[M, B] each."""
+        return self._rewards(model, sharding.place_batch(self._mesh, batch))
+
+    def random_state(self) -> TrainState:
+        """A state with random weights from the run's seed, the same on every mesh."""
+        create = jax.jit(
+            lambda key: RewardModel(self._llama, nnx.Rngs(key), score_std=self._score_std),
+            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.abstract.model),
+        )
+        return self.state_of(create(jax.random.key(self._seed)))
+
+    def state_of(self, model: RewardModel) -> TrainState:
+        """A first state with these parameters and Adam's moments at zero."""
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract.optimizer)
+        return TrainState(model, jax.jit(self._optimizer.init, out_shardings=places)(model))
+
+
+def _shape(batch: RowBatch) -> RowShape:
+    micro_batches, rows, length = batch.tokens.shape
+    return RowShape(micro_batches * rows, length)
+
+
+def _bytes_per_device(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
+    return sum(leaf.dtype.itemsize * int(np.prod(leaf.sharding.shard_shape(leaf.shape))) for leaf in leaves)
