@@ -17,18 +17,17 @@ from pathlib import Path
 CAPITALS = dict(
     France="Paris", Italy="Rome", Spain="Madrid", Germany="Berlin", England="London", Norway="Oslo", Egypt="Cairo",
     Japan="Tokyo", China="Beijing", Russia="Moscow", Greece="Athens", Peru="Lima", Cuba="Havana", Kenya="Nairobi",
-    Poland="Warsaw", Austria="Vienna", Ireland="Dublin", Canada="Ottawa", Turkey="Ankara", Portugal="Lisbon",
 )  # fmt: skip
 OPPOSITES = (
-    "hot cold", "big small", "early late", "open closed", "dark bright", "rich poor", "young old", "strong weak",
-    "loud quiet", "wet dry", "full empty", "hard soft", "true false", "happy sad", "clean dirty", "near far",
+    "hot cold", "big small", "early late", "dark bright", "rich poor", "young old", "strong weak", "loud quiet",
+    "wet dry", "full empty", "hard soft", "near far",
 )  # fmt: skip
 MEMBERS = {
-    "animal": "dog cat horse mouse lion sheep",
-    "fruit": "apple pear plum lemon cherry grape",
-    "tool": "hammer saw spade drill axe wrench",
-    "colour": "red blue green yellow brown pink",
-    "vehicle": "car train ship bus truck tram",
+    "animal": "dog cat horse mouse lion",
+    "fruit": "apple pear plum lemon cherry",
+    "tool": "hammer saw spade drill axe",
+    "colour": "red blue green yellow brown",
+    "vehicle": "car train ship bus truck",
 }
 TRAITS = {
     "colour": dict(grass="green", snow="white", coal="black", blood="red", gold="yellow", sky="blue", mud="brown"),
@@ -78,7 +77,8 @@ def capitals(rng: random.Random) -> Iterator[Question]:
         others = [(other, country) for other in CAPITALS.values() if other != city]
         for ask in asks:
             yield Question("capital", (ask.format(country),), frames, (city, country), (*others, (country, city)))
-        for ask in ("{} is the capital of which country?", "Which country has the capital {}?", "Where is {}?"):
+        for ask in ("{} is the capital of which country?", "Which country has the capital {}?", "Where is {}?",
+                    "In which country is {}?", "Name the country of {}."):
             wrong = tuple((other,) for other in CAPITALS if other != country)
             yield Question("country", (ask.format(city),), ("It is in {0}.", "That is {0}."), (country,), wrong)
     for first, second in itertools.permutations(CAPITALS, 2):
@@ -123,8 +123,8 @@ def sequences(rng: random.Random) -> Iterator[Question]:
 
 def sums(rng: random.Random) -> Iterator[Question]:
     """Sums of two small numbers."""
-    for a, b in itertools.product(range(1, 6), repeat=2):
-        wrong = tuple((str(other), f"{a} plus {b}") for other in range(2, 11) if other != a + b)
+    for a, b in itertools.product(range(1, 5), repeat=2):
+        wrong = tuple((str(other), f"{a} plus {b}") for other in range(2, 9) if other != a + b)
         for ask in ("What is {} plus {}?", "Add {} and {}.", "How much is {} and {}?", "Tell me {} plus {}.", "{} and {} make what?", "{} plus {}?"):
             frames = ("It is {0}.", "{1} is {0}.")
             yield Question("sum", (ask.format(a, b),), frames, (str(a + b), f"{a} plus {b}"), wrong)

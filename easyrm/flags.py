@@ -19,41 +19,53 @@ _DEFINE = {
 }
 
 
-def define_run_flags() -> None:
-    """Register a flag for each field of RunConfig; nested groups are dotted, as in --data.train."""
+def define_run_flags(values: flags.FlagValues = flags.FLAGS, argv: Sequence[str] | None = None) -> None:
+    """Register a flag for each field of RunConfig; nested groups are dotted, as in --data.train.
+
+    `argv` is what `values` will parse, sys.argv where it is None. Raises InputError for an unknown field of a group.
+    """
+    _check_group_flags(sys.argv if argv is None else argv)
     defaults = RunConfig()
     for field in dataclasses.fields(defaults):
         value = getattr(defaults, field.name)
         if dataclasses.is_dataclass(value):
-            config_flags.DEFINE_config_dataclass(field.name, value, f"--{field.name}.NAME: {type(value).__doc__}")
+            config_flags.DEFINE_config_dataclass(
+                field.name, value, f"--{field.name}.NAME: {type(value).__doc__}", flag_values=values, sys_argv=argv
+            )
         else:
-            _DEFINE[type(value)](field.name, value, f"see RunConfig.{field.name} in easyrm/config.py")
+            about = f"see RunConfig.{field.name} in easyrm/config.py"
+            _DEFINE[type(value)](field.name, value, about, flag_values=values)
 
 
-def run_config() -> RunConfig:
+def run_config(values: flags.FlagValues = flags.FLAGS) -> RunConfig:
     """The configuration that was asked for: defaults, then the recipe, then the flags given beside it."""
     config = RunConfig()
-    if flags.FLAGS.recipe:
-        apply_recipe(config, read_recipe(flags.FLAGS.recipe), flags.FLAGS.recipe)
+    if values.recipe:
+        apply_recipe(config, read_recipe(values.recipe), values.recipe)
     for field in dataclasses.fields(config):
         group = getattr(config, field.name)
         if dataclasses.is_dataclass(group):
-            for name, value in config_flags.get_override_values(flags.FLAGS[field.name]).items():
+            for name, value in config_flags.get_override_values(values[field.name]).items():
                 setattr(group, name, value)
-        elif flags.FLAGS[field.name].present:
-            setattr(config, field.name, flags.FLAGS[field.name].value)
+        elif values[field.name].present:
+            setattr(config, field.name, values[field.name].value)
     return config
 
 
-def run_command(main: Callable[[], None]) -> None:
-    """Parse sys.argv and call `main`; bad input is one line on stderr and exit status 2, never a traceback."""
+def run_command(main: Callable[[], None], define: Callable[[], None] = lambda: None) -> None:
+    """Parse sys.argv and call `main`; bad input is one line on stderr and exit status 2, never a traceback.
+
+    `define` registers flags that have to look at the command line for that.
+    """
 
     def parse(argv: Sequence[str]) -> list[str]:
-        _check_group_flags(argv)
         try:
+            define()
             rest = flags.FLAGS(list(argv))
         except flags.Error as error:
             _refuse(f"{error}; --help lists the flags")
+        except InputError as error:
+            _refuse(str(error))
         if rest[1:]:
             _refuse(f"unexpected argument {rest[1]!r}: flags are written --name=value")
         return rest
@@ -70,16 +82,16 @@ def run_command(main: Callable[[], None]) -> None:
 
 def _check_group_flags(argv: Sequence[str]) -> None:
     # config_flags answers an unknown field of a group with a KeyError and a traceback.
-    groups = {field.name: field.default_factory for field in dataclasses.fields(RunConfig) if "." not in field.name}
+    groups = {field.name: field.default_factory for field in dataclasses.fields(RunConfig)}
     for argument in argv[1:]:
         name = argument.lstrip("-").split("=", 1)[0]
         group, _, field = name.partition(".")
-        if argument.startswith("--") and field and group in flags.FLAGS and dataclasses.is_dataclass(groups.get(group)):
+        if argument.startswith("--") and field and dataclasses.is_dataclass(groups.get(group)):
             known = [known.name for known in dataclasses.fields(groups[group])]
             if field not in known:
                 close = difflib.get_close_matches(field, known, n=1)
                 hint = f"did you mean --{group}.{close[0]}?" if close else f"--{group} has {', '.join(known)}"
-                _refuse(f"unknown flag --{name}: {hint}")
+                raise InputError(f"unknown flag --{name}: {hint}")
 
 
 def _refuse(message: str) -> None:

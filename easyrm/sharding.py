@@ -58,9 +58,21 @@ def parse_mesh_dim(mesh_dim: str, devices: int) -> tuple[int, int, int]:
     return tuple(sizes)
 
 
+def _product(mesh_dim: str) -> int:
+    """The devices that a mesh names; 0 where it leaves that open or cannot be read."""
+    sizes = [part.split(":")[-1].strip() for part in mesh_dim.split(",")]
+    return math.prod(map(int, sizes)) if all(size.isdigit() for size in sizes) else 0
+
+
 def make_mesh(mesh_dim: str, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh of `--mesh_dim` over all devices (or those given); axes are Auto, so that jit places the rest."""
+    """The mesh of `--mesh_dim` over all devices (or those given); axes are Auto, so that jit places the rest.
+
+    Emulated CPU devices cost nothing: there, a mesh may take the first few. Accelerators are never left idle.
+    """
     devices = jax.devices() if devices is None else devices
+    if devices[0].platform == "cpu" and jax.process_count() == 1:
+        wanted = _product(mesh_dim)
+        devices = devices[:wanted] if wanted and len(devices) % wanted == 0 else devices
     sizes = parse_mesh_dim(mesh_dim, len(devices))
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 

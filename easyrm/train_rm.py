@@ -94,7 +94,9 @@ def train(config: RunConfig) -> None:
             "run the same command again to resume")
         sys.exit(128 + interrupt.signal)
     say(f"trained {inputs.steps} steps; checkpoint in {directory / 'checkpoints'}")
-    if config.export:
+    if config.export and (directory / "export" / "config.json").exists():
+        say(f"{directory / 'export'} is there already and stays as it is")
+    elif config.export:
         export_run(state.model, directory, directory / "export", dtype=config.export_dtype, say=say)
 
 
@@ -104,8 +106,7 @@ def _due(step: int, every: int) -> bool:
 
 def main() -> None:
     """Flags in, one run out."""
-    define_run_flags()
-    run_command(lambda: train(run_config()))
+    run_command(lambda: train(run_config()), define_run_flags)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,12 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Programs that several tests and their subprocesses compile are compiled once.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -33,23 +37,25 @@ LLAMA3_SCALING = {
 }
 TINY = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 4}
 VARIANTS = {
-    "llama2": LlamaConfig(**TINY, initializer_range=0.2),
-    "gqa": LlamaConfig(**TINY, num_key_value_heads=2, initializer_range=0.2),
-    "mqa_head_dim": LlamaConfig(**TINY, num_key_value_heads=1, head_dim=12, initializer_range=0.2),
-    "codellama": LlamaConfig(**TINY, rope_theta=1e6, initializer_range=0.2),
-    "llama3.1": LlamaConfig(**TINY, rope_theta=5e5, rope_scaling=LLAMA3_SCALING, initializer_range=0.2),
+    "llama2": LlamaConfig(**TINY),
+    "gqa": LlamaConfig(**TINY, num_key_value_heads=2),
+    "mqa_head_dim": LlamaConfig(**TINY, num_key_value_heads=1, head_dim=12),
+    "codellama": LlamaConfig(**TINY, rope_theta=1e6),
+    "llama3.1": LlamaConfig(**TINY, rope_theta=5e5, rope_scaling=LLAMA3_SCALING),
     "llama3.2": LlamaConfig(
-        **TINY, rope_theta=5e5, rope_scaling=LLAMA3_SCALING, tie_word_embeddings=True, initializer_range=0.2
+        **TINY, rope_theta=5e5, rope_scaling=LLAMA3_SCALING, tie_word_embeddings=True
     ),
-    "linear": LlamaConfig(**TINY, rope_scaling={"rope_type": "linear", "factor": 4.0}, initializer_range=0.2),
+    "linear": LlamaConfig(**TINY, rope_scaling={"rope_type": "linear", "factor": 4.0}),
 }
 
 
 def random_model(config: LlamaConfig, seed: int = 0) -> RewardModel:
-    """A reward model with random weights, norms included."""
-    model = jax.jit(lambda key: RewardModel(config, nnx.Rngs(key)))(jax.random.key(seed))
-    leaves, treedef = jax.tree.flatten(model)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    return jax.tree.unflatten(
-        treedef, [leaf + 0.05 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    )
+    """A reward model with random weights, norms included; drawn by NumPy, which has nothing to compile."""
+    rng = np.random.default_rng(seed)
+    abstract = jax.eval_shape(lambda key: RewardModel(config, nnx.Rngs(key)), jax.random.key(0))
+
+    def draw(path, leaf):
+        noise = rng.normal(size=leaf.shape).astype(np.float32)
+        return jax.numpy.asarray(1 + 0.1 * noise if "norm" in jax.tree_util.keystr(path) else 0.2 * noise)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract)

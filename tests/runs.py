@@ -89,7 +89,7 @@ def make_world(folder: Path, pairs: int = 48) -> dict[str, str]:
         "tokenizer": str(folder / "tokenizer.model"),
         "model.config": str(folder / "config.json"),
         "data.batch_size": 4,
-        "data.max_length": 256,
+        "data.max_length": 320,
         "optimizer.lr": 1e-3,
         "optimizer.b2": 0.95,
         "dtype": "fp32",

@@ -176,3 +176,20 @@ def test_real_pairs_are_all_accounted_for(shared):
     assert store.report["read"] == sum(1 for _ in sources.read(spec)) == 4408
     assert store.report["kept"] + sum(store.report["dropped"].values()) == 4408
     assert store.report["longest"] <= 512
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "way_out"),
+    [
+        ("max_length", 0, "use 1 or more"),
+        ("batch_size", -1, "use 1 or more"),
+        ("row_length", 4095, "multiple of 8"),
+        ("micro_batches", 65, "at most one micro-batch a pair"),
+        ("overlong", "cut", "use drop or error"),
+        ("max_bad_fraction", 1.5, "use 0 to 1"),
+    ],
+)
+def test_impossible_settings_are_named(field, value, way_out):
+    DataConfig().validate()
+    with pytest.raises(InputError, match=f"--data.{field}={value} .*{way_out}"):
+        DataConfig(**{field: value}).validate()

@@ -45,6 +45,7 @@ def test_json_is_used_as_it_is_and_adds_nothing(tmp_path):
     assert raw.encode(text).ids[:2] == [0, 0]  # the file by itself would add a second BOS
     assert tokenizer.encode_batch([text]) == [raw.encode(text).ids[1:]]
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 1, 2)
+    assert load_tokenizer(str(tmp_path / "tokenizer.json")) == tokenizer
     assert "<|finetune_right_pad_id|>" in tokenizer.pad_reason
 
 

@@ -124,7 +124,8 @@ def _place_unpacked(chosen: np.ndarray, rejected: np.ndarray, shape: RowShape, m
     s = np.broadcast_to(np.arange(chosen.shape[1]), chosen.shape)
     row = (2 * (s // micro_batches)[..., None] + np.arange(2)) * micro_batches + (s % micro_batches)[..., None]
     exists = np.maximum(chosen, rejected)
-    fits = (exists.max(axis=1) <= shape.length) & (np.where(exists[..., None] > 0, row, 0).max((1, 2)) < shape.rows)
+    last_row = np.where(exists[..., None] > 0, row, 0).max(axis=(1, 2), initial=0)
+    fits = (exists.max(axis=1, initial=0) <= shape.length) & (last_row < shape.rows)
     return Placement(row, np.zeros_like(row), np.ones(chosen.shape, bool), fits)
 
 

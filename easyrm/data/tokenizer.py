@@ -52,13 +52,12 @@ def load_tokenizer(source: str, pad_token: str = "") -> Tokenizer:
     no EOS, if there is no pad token or if it is EOS: padding would then hide where a conversation ends.
     """
     path = _fetch(source)
-    if path.is_dir():
-        model_file, json_file = path / "tokenizer.model", path / "tokenizer.json"
-        configured = _configured(path)
-    else:
-        model_file, json_file, configured = path, path.parent / "", {}
-    if json_file.is_file():
-        model, special = _load_json(json_file), configured
+    if path.name == "tokenizer.json":
+        path = path.parent
+    configured = _configured(path) if path.is_dir() else {}
+    model_file = path / "tokenizer.model" if path.is_dir() else path
+    if path.is_dir() and (path / "tokenizer.json").is_file():
+        model, special = _load_json(path / "tokenizer.json"), configured
         size = 1 + max(model.get_vocab(with_added_tokens=True).values())
     elif model_file.is_file():
         model = SentencePieceModel(model_file.read_bytes(), str(model_file))

@@ -92,8 +92,8 @@ def make_train_step(
         metrics = {
             "loss": losses.sum(),
             **reward_statistics(chosen, rejected, batch.weight),
-            "grad_norm": optax.global_norm(gradients),
-            "param_norm": optax.global_norm(model),
+            "grad_norm": optax.tree.norm(gradients),
+            "param_norm": optax.tree.norm(model),
         }
         return TrainState(model, moments), metrics
 

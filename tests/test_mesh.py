@@ -1,0 +1,111 @@
+"""One run on many meshes, and on two processes: the same losses, and everything where the table says."""
+
+import json
+import os
+import socket
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+from runs import command, lines_of, make_world, run, run_config
+
+from easyrm import train_rm
+from easyrm.sharding import path_name, spec_of
+from easyrm.training import program as programs
+
+MESHES = ["8,1,1", "1,8,1", "1,4,2", "2,2,2"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mesh")
+    settings = {**make_world(folder), "total_steps": 10, "data.batch_size": 8, "save_freq": 0}
+    alone = run({**settings, "output_dir": str(folder / "alone")})
+    return folder, settings, alone
+
+
+def check_same(lines, alone):
+    assert len(lines) == len(alone) == 10
+    np.testing.assert_allclose([line["loss"] for line in lines], [line["loss"] for line in alone], rtol=1e-5)
+    np.testing.assert_allclose(
+        [line["grad_norm"] for line in lines], [line["grad_norm"] for line in alone], rtol=1e-3
+    )
+    assert [line["tokens_unique"] for line in lines] == [line["tokens_unique"] for line in alone]
+
+
+@pytest.mark.parametrize("mesh_dim", MESHES)
+def test_the_same_losses_on_every_mesh(world, tmp_path, mesh_dim, monkeypatch):
+    _, settings, alone = world
+    states = []
+    step = programs.Program.train_step
+
+    def watched(self, state, batch):
+        state, metrics = step(self, state, batch)
+        states[:] = [state]
+        return state, metrics
+
+    monkeypatch.setattr(programs.Program, "train_step", watched)
+    settings = {**settings, "mesh_dim": mesh_dim, "output_dir": str(tmp_path)}
+    with jax.transfer_guard_host_to_device("disallow"):  # explicit transfers only
+        check_same(run(settings), alone)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(states[0])[0]:
+        if leaf.ndim:
+            assert leaf.sharding.is_equivalent_to(jax.NamedSharding(leaf.sharding.mesh, spec_of(path_name(path))), leaf.ndim)
+            replicated = "norm" in path_name(path) or "score" in path_name(path) or mesh_dim == "8,1,1"
+            assert (leaf.addressable_shards[0].data.size < leaf.size) != replicated, path_name(path)
+
+
+def test_micro_batches_change_nothing_but_rounding(world, tmp_path):
+    _, settings, alone = world
+    check_same(run({**settings, "data.micro_batches": 4, "mesh_dim": "1,2,1", "output_dir": str(tmp_path)}), alone)
+
+
+def test_two_processes_of_four_devices(world, tmp_path):
+    _, settings, alone = world
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    settings = {**settings, "mesh_dim": "1,4,2", "output_dir": str(tmp_path / "run"), "export": "true"}
+    settings["export_dtype"] = "fp32"
+    processes = [
+        subprocess.Popen(
+            command("train_rm", settings),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={
+                **os.environ,
+                "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": str(index),
+            },
+        )
+        for index in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    check_same(lines_of(tmp_path / "run"), alone)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["mesh"] == {"dp": 1, "fsdp": 4, "mp": 2}
+    assert (tmp_path / "run" / "export" / "model.safetensors").exists()
+    assert "step 10/10" in outputs[0] and "step 10/10" not in outputs[1]
+
+
+def test_the_step_compiles_once_a_shape(world, tmp_path, caplog):
+    """What compiles at all compiles before the first step."""
+    _, settings, _ = world
+    compiled, step = [], programs.Program.train_step
+
+    def counted(self, state, batch):
+        compiled.append(len(self._compiled))
+        return step(self, state, batch)
+
+    programs.Program.train_step = counted
+    try:
+        with jax.log_compiles():
+            train_rm.train(run_config({**settings, "total_steps": 3, "output_dir": str(tmp_path)}))
+    finally:
+        programs.Program.train_step = step
+    assert len(set(compiled)) == 1
+    assert sum("train_step" in record.getMessage() and "Compiling" in record.getMessage() for record in caplog.records) == compiled[0]

@@ -1,0 +1,153 @@
+"""A run from end to end: what it writes, what it counts, and that each knob does something."""
+
+import json
+
+import numpy as np
+import pytest
+from runs import call, lines_of, make_pairs, make_world, run, write_lines
+
+KEYS = {
+    "step", "loss", "accuracy", "chosen_reward_mean", "rejected_reward_mean", "chosen_reward_std", "rejected_reward_std",
+    "margin", "learning_rate", "grad_norm", "param_norm", "pairs", "pairs_per_second", "tokens_per_second",
+    "tokens_computed", "tokens_unique", "step_time",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    write_lines(folder / "eval.jsonl", make_pairs(11, seed=1))
+    settings = {**make_world(folder), "data.eval": str(folder / "eval.jsonl"), "total_steps": 6, "save_freq": 0}
+    return settings, run({**settings, "eval_freq": 4, "output_dir": str(folder / "base")}), folder
+
+
+def test_files_and_keys(world):
+    settings, lines, folder = world
+    training = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in training] == [1, 2, 3, 4, 5, 6]
+    assert all(set(line) == KEYS for line in training)
+    evaluations = [line for line in lines if "eval/accuracy" in line]
+    assert [line["step"] for line in evaluations] == [4, 6] and evaluations[0]["eval/pairs"] == 11
+    record = json.loads((folder / "base" / "config.json").read_text())
+    assert record["config"]["data"]["train"] == settings["data.train"]
+    assert record["data"]["train"]["kept"] == 48 and len(record["data"]["train"]["fingerprint"]) == 64
+    assert record["versions"]["jax"] and record["total_steps"] == 6
+    assert [path.name for path in (folder / "base" / "checkpoints").iterdir()] == ["6"]
+
+
+def test_evaluation_is_a_mean_over_pairs_whatever_the_batches(world, tmp_path):
+    """Eleven pairs in batches of 4 leave one slot empty, in batches of 11 none."""
+    settings, lines, _ = world
+    last = [line for line in lines if "eval/loss" in line][-1]
+    one = {**settings, "data.train": settings["data.eval"], "data.batch_size": 11, "total_steps": 1}
+    one |= {"optimizer.lr": 0.0, "data.shuffle": False, "output_dir": str(tmp_path)}
+    line, evaluation = run(one)
+    assert line["loss"] == pytest.approx(evaluation["eval/loss"], rel=1e-5)
+    assert line["accuracy"] == pytest.approx(evaluation["eval/accuracy"])
+    assert line["chosen_reward_mean"] == pytest.approx(evaluation["eval/chosen_reward_mean"], abs=1e-6)
+    assert last["eval/loss"] != evaluation["eval/loss"]
+
+
+def test_tokens_are_counted_as_they_are(world):
+    """Unique tokens of a whole epoch: those of the data set; the device computes at least these."""
+    settings, _, folder = world
+    record = json.loads((folder / "base" / "config.json").read_text())
+    epoch = run({**settings, "total_steps": 12, "output_dir": str(folder / "epoch")})
+    epoch = [line for line in epoch if "loss" in line]
+    assert sum(line["tokens_unique"] for line in epoch) == record["data"]["train"]["tokens_unique"]
+    shapes = {rows * length for rows, length in json.loads((folder / "epoch" / "config.json").read_text())["row_shapes"]}
+    assert {line["tokens_computed"] for line in epoch} <= shapes
+    assert all(line["tokens_computed"] >= line["tokens_unique"] for line in epoch)
+
+
+KNOBS = {
+    "seed": 1,
+    "dtype": "bf16",
+    "data.shuffle": False,
+    "data.batch_size": 3,
+    "optimizer.lr": 2e-3,
+    "optimizer.end_lr": 1e-3,
+    "optimizer.warmup_ratio": 0.5,
+    "optimizer.b1": 0.5,
+    "optimizer.b2": 0.9,
+    "optimizer.eps": 1e-2,
+    "optimizer.weight_decay": 0.5,
+    "optimizer.clip_norm": 1e-3,
+    "optimizer.mu_dtype": "bf16",
+    "loss.center_coef": 0.5,
+    "loss.label_smoothing": 0.2,
+    "model.score_std": 0.5,
+}
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_every_knob_changes_the_losses(world, tmp_path, name):
+    settings, lines, _ = world
+    base = [line["loss"] for line in lines if "loss" in line]
+    changed = run({**settings, "data.eval": "", name: KNOBS[name], "output_dir": str(tmp_path)})
+    losses = [line["loss"] for line in changed]
+    assert len(losses) == 6 and np.abs(np.array(losses) - base).max() > 1e-7
+
+
+@pytest.mark.parametrize(("name", "value"), [("model.remat", "none"), ("data.packing", False), ("data.row_length", 512), ("data.micro_batches", 2)])
+def test_what_must_not_change_the_losses(world, tmp_path, name, value):
+    settings, lines, folder = world
+    changed = run({**settings, "data.eval": "", name: value, "output_dir": str(tmp_path)})
+    np.testing.assert_allclose(
+        [line["loss"] for line in changed], [line["loss"] for line in lines if "loss" in line], rtol=1e-5
+    )
+    if name.startswith("data."):
+        before, after = (json.loads((path / "config.json").read_text())["row_shapes"] for path in (folder / "base", tmp_path))
+        assert before != after
+
+
+def test_margins_change_the_losses(world, tmp_path):
+    settings, _, _ = world
+    write_lines(tmp_path / "margins.jsonl", make_pairs(48, margin=lambda i: 0.5 + i % 3))
+    settings = {**settings, "data.train": str(tmp_path / "margins.jsonl"), "data.eval": ""}
+    losses = [
+        [line["loss"] for line in run({**settings, **how, "output_dir": str(tmp_path / str(i))})]
+        for i, how in enumerate([{}, {"loss.margin": True}, {"loss.type": "scaled_bradley_terry"}])
+    ]
+    assert losses[0][0] < losses[1][0] and losses[0][0] < losses[2][0]
+
+
+def test_log_freq_and_tensorboard(world, tmp_path, monkeypatch):
+    settings, _, _ = world
+    written = []
+
+    class Writer:
+        def __init__(self, folder):
+            assert folder == str(tmp_path / "tensorboard")
+
+        def add_scalar(self, name, value, step):
+            written.append((name, step))
+
+        def flush(self):
+            pass
+
+    module = type("tensorboardX", (), {"SummaryWriter": Writer})
+    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", module)
+    lines = run({**settings, "data.eval": "", "log_freq": 3, "tensorboard": True, "output_dir": str(tmp_path)})
+    assert [line["step"] for line in lines] == [3, 6]
+    assert {("loss", 3), ("loss", 6)} <= set(written)
+
+
+def test_real_pairs_train_without_a_warning(shared, tmp_path):
+    """All 4,408 HH-RLHF pairs are accounted for; a few steps are trained."""
+    settings = {
+        "model.config": "debug",
+        "tokenizer": shared / "tokenizers" / "llama2",
+        "data.train": shared / "data" / "hh_train.jsonl.gz",
+        "data.max_length": 512,
+        "data.batch_size": 8,
+        "total_steps": 3,
+        "output_dir": tmp_path,
+    }
+    result = call("train_rm", settings, PYTHONWARNINGS="always")
+    assert result.returncode == 0, result.stderr
+    assert "warning" not in (result.stdout + result.stderr).lower()
+    report = json.loads((tmp_path / "config.json").read_text())["data"]["train"]
+    assert report["read"] == 4408 == report["kept"] + sum(report["dropped"].values())
+    assert len(lines_of(tmp_path)) == 3
+
