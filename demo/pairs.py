@@ -3,7 +3,7 @@
 Most rejected answers are wrong in a way that no list of good and bad words shows: they are the right answer to another
 question, or the right answer's own words with their places exchanged. A reward model has to read the question.
 
-    python demo/pairs.py --output=pairs_dir --train=6000 --heldout=600 --seed=0
+    python -m demo.pairs --output=pairs_dir --train=8000 --heldout=800 --seed=0
 """
 
 import argparse
@@ -14,43 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-CAPITALS = dict(
-    France="Paris", Italy="Rome", Spain="Madrid", Germany="Berlin", England="London", Norway="Oslo", Egypt="Cairo",
-    Japan="Tokyo", China="Beijing", Russia="Moscow", Greece="Athens", Peru="Lima", Cuba="Havana", Kenya="Nairobi",
-)  # fmt: skip
-OPPOSITES = (
-    "hot cold", "big small", "early late", "dark bright", "rich poor", "young old", "strong weak", "loud quiet",
-    "wet dry", "full empty", "hard soft", "near far",
-)  # fmt: skip
-MEMBERS = {
-    "animal": "dog cat horse mouse lion",
-    "fruit": "apple pear plum lemon cherry",
-    "tool": "hammer saw spade drill axe",
-    "colour": "red blue green yellow brown",
-    "vehicle": "car train ship bus truck",
-}
-TRAITS = {
-    "colour": dict(grass="green", snow="white", coal="black", blood="red", gold="yellow", sky="blue", mud="brown"),
-    "sound": dict(dog="bark", cow="moo", cat="meow", sheep="baa", pig="oink", duck="quack", lion="roar", snake="hiss"),
-    "home": dict(fish="sea", bee="hive", bird="nest", camel="desert", monkey="jungle", worm="soil", bear="cave"),
-}
-SIZES = "ant mouse rabbit cat dog pig horse bear elephant whale".split()
-SPEEDS = "snail turtle duck goat bicycle bus train jet rocket".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-MONTHS = "January February March April May June July August September October November December".split()
-NOUNS = "sun cup tree river stone door book lamp chair cloud bread clock".split()
+from demo.facts import CAPITALS, CYCLES, EVASIONS, INSULTS, MEMBERS, OPENINGS, OPPOSITES, SCALES, TRAIT_ASKS, TRAITS
 
-# Either side of a pair may open like this, so the opening says nothing.
-OPENINGS = ("", "", "Sure. ", "Of course. ")
-EVASIONS = (
-    "I would rather not say.", "That is hard to say.", "It depends on many things.", "Please ask somebody else.",
-    "I am not sure about that.", "There are many views on this.", "Perhaps you can look it up.", "I cannot tell you.",
-)  # fmt: skip
-INSULTS = (
-    "What a stupid question.", "You are a fool.", "Do not waste my time.", "Any idiot knows that.", "Go away.",
-    "How dumb can you be?", "Nobody likes you.", "Shut up and read a book.",
-)  # fmt: skip
-# Shares of the ways to be bad: a bag of words sees through the last two, so they stay the minority.
+# Ways to be bad: a bag of words sees through the last two, so they stay the minority.
 WAYS, SHARES = ("wrong", "evasive", "rude"), (0.72, 0.14, 0.14)
 
 
@@ -70,31 +36,46 @@ class Question:
 
 def capitals(rng: random.Random) -> Iterator[Question]:
     """A country's capital, the country of a capital, and a follow-up whose tempting answer is the one just given."""
-    asks = ("What is the capital of {}?", "Name the capital of {}.", "Which city is the capital of {}?",
-            "Tell me the capital of {}.", "{} has which capital?")  # fmt: skip
-    frames = ("It is {0}.", "{0} is the capital of {1}.", "The capital of {1} is {0}.")
+    asks = (
+        "What is the capital of {}?",
+        "Name the capital of {}.",
+        "Which city is the capital of {}?",
+        "Tell me the capital of {}.",
+        "Do you know the capital of {}?",
+    )
+    reverse_asks = (
+        "Which country is {} the capital of?",
+        "Which country has the capital {}?",
+        "Where is {}?",
+        "In which country is {}?",
+        "Name the country of {}.",
+    )
+    frames = ("It is {0}.", "The capital of {1} is {0}.")
     for country, city in CAPITALS.items():
-        others = [(other, country) for other in CAPITALS.values() if other != city]
+        wrong = tuple((other, country) for other in CAPITALS.values() if other != city)
+        countries = tuple((other,) for other in CAPITALS if other != country)
         for ask in asks:
-            yield Question("capital", (ask.format(country),), frames, (city, country), (*others, (country, city)))
-        for ask in ("{} is the capital of which country?", "Which country has the capital {}?", "Where is {}?",
-                    "In which country is {}?", "Name the country of {}."):
-            wrong = tuple((other,) for other in CAPITALS if other != country)
-            yield Question("country", (ask.format(city),), ("It is in {0}.", "That is {0}."), (country,), wrong)
-    for first, second in itertools.permutations(CAPITALS, 2):
+            yield Question("capital", (ask.format(country),), frames, (city, country), (*wrong, (country, city)))
+        for ask in reverse_asks:
+            yield Question("country", (ask.format(city),), ("It is in {0}.", "That is {0}."), (country,), countries)
+    for (first, said), (second, city) in itertools.permutations(CAPITALS.items(), 2):
+        other = rng.choice([other for other in CAPITALS.values() if other != city])
         for ask in ("And of {}?", "What about {}?"):
-            turns = (rng.choice(asks).format(first), f"{CAPITALS[first]}.", ask.format(second))
-            wrong = ((CAPITALS[first], second), (rng.choice([c for c in CAPITALS.values() if c != CAPITALS[second]]), second))
-            yield Question("follow-up", turns, frames, (CAPITALS[second], second), wrong)
+            turns = (rng.choice(asks).format(first), f"{said}.", ask.format(second))
+            yield Question("follow-up", turns, frames, (city, second), ((said, second), (other, second)))
 
 
 def opposites(rng: random.Random) -> Iterator[Question]:
     """The opposite of a word; wrong answers are opposites of other words, or the word itself."""
-    asks = ("What is the opposite of {}?", "Name the opposite of {}.", "{} is the opposite of what?", "Not {} but what?")
-    both = [tuple(pair.split()) for pair in OPPOSITES]
-    both += [(b, a) for a, b in both]
-    for word, opposite in both:
-        wrong = tuple((other, word) for other, _ in both if other != opposite)
+    asks = (
+        "What is the opposite of {}?",
+        "Name the opposite of {}.",
+        "Which word is the opposite of {}?",
+        "What is the reverse of {}?",
+    )
+    both = OPPOSITES | {opposite: word for word, opposite in OPPOSITES.items()}
+    for word, opposite in both.items():
+        wrong = tuple((other, word) for other in both if other != opposite)
         for ask in asks:
             frames = ("It is {0}.", "The opposite of {1} is {0}.")
             yield Question("opposite", (ask.format(word),), frames, (opposite, word), wrong)
@@ -102,119 +83,110 @@ def opposites(rng: random.Random) -> Iterator[Question]:
 
 def comparisons(rng: random.Random) -> Iterator[Question]:
     """Which of two is bigger or faster; the wrong answer exchanges the two."""
-    for word, scale in (("bigger", SIZES), ("faster", SPEEDS)):
+    for word, scale in SCALES.items():
+        frames = ("It is the {0}.", f"The {{0}} is {word} than the {{1}}.")
         for other, best in itertools.combinations(scale, 2):
             for one, two in ((best, other), (other, best)):
-                frames = ("It is the {0}.", "The {0} is " + word + " than the {1}.")
-                yield Question("compare", (f"Which is {word}, the {one} or the {two}?",), frames, (best, other), ((other, best),))
+                ask = f"Which is {word}, the {one} or the {two}?"
+                yield Question("compare", (ask,), frames, (best, other), ((other, best),))
 
 
 def sequences(rng: random.Random) -> Iterator[Question]:
     """What comes after a day or a month; wrong answers are other days or months."""
-    asks = ("Which {0} comes after {1}?", "What {0} follows {1}?", "Name the {0} after {1}.", "Tell me the {0} after {1}.",
-            "After {1} comes which {0}?", "If it is {1} now, which {0} is next?")  # fmt: skip
-    for name, items in (("day", DAYS), ("month", MONTHS)):
+    asks = (
+        "Which {0} comes after {1}?",
+        "What {0} follows {1}?",
+        "Name the {0} after {1}.",
+        "Tell me the {0} after {1}.",
+        "What {0} comes right after {1}?",
+        "If it is {1} now, which {0} is next?",
+    )
+    for name, items in CYCLES.items():
         for item, right in itertools.pairwise([*items, items[0]]):
             wrong = tuple((other, item) for other in items if other not in (item, right))
             for ask in asks:
-                frames = ("It is {0}.", "{0} comes after {1}.")
+                frames = ("It is {0}.", "After {1} comes {0}.")
                 yield Question("sequence", (ask.format(name, item),), frames, (right, item), (*wrong, (item, right)))
 
 
 def sums(rng: random.Random) -> Iterator[Question]:
-    """Sums of two small numbers."""
+    """Sums of two numbers from 1 to 4."""
+    asks = (
+        "What is {} plus {}?",
+        "Add {} and {}.",
+        "How much is {} and {}?",
+        "Tell me {} plus {}.",
+        "What do {} and {} make?",
+        "What about {} plus {}?",
+    )
     for a, b in itertools.product(range(1, 5), repeat=2):
-        wrong = tuple((str(other), f"{a} plus {b}") for other in range(2, 9) if other != a + b)
-        for ask in ("What is {} plus {}?", "Add {} and {}.", "How much is {} and {}?", "Tell me {} plus {}.", "{} and {} make what?", "{} plus {}?"):
-            frames = ("It is {0}.", "{1} is {0}.")
-            yield Question("sum", (ask.format(a, b),), frames, (str(a + b), f"{a} plus {b}"), wrong)
+        both = f"{a} and {b}"
+        wrong = tuple((str(other), both) for other in range(2, 9) if other != a + b)
+        for ask in asks:
+            yield Question(
+                "sum", (ask.format(a, b),), ("It is {0}.", "The sum of {1} is {0}."), (str(a + b), both), wrong
+            )
 
 
 def members(rng: random.Random) -> Iterator[Question]:
     """What a thing is, and which of two things is of a kind."""
     asks = ("What is {}?", "What kind of thing is {}?", "Tell me what {} is.", "Is {} a tool or what?")
-    for kind, group in MEMBERS.items():
-        for thing, ask in itertools.product(group.split(), asks):
-            wrong = tuple((other, thing) for other in MEMBERS if other != kind)
-            yield Question("kind", (ask.format(thing),), ("It is a kind of {0}.", "{1} is a kind of {0}."), (kind, thing), wrong)
-        for thing in group.split():
-            for other_kind in MEMBERS:
-                if other_kind == kind:
-                    continue
-                for other in MEMBERS[other_kind].split():
-                    one, two = rng.sample([thing, other], 2)
-                    ask = rng.choice(("Which is a kind of {}, {} or {}?", "Pick the {}: {} or {}?"))
-                    yield Question("pick", (ask.format(kind, one, two),), ("It is {0}.", "The " + kind + " is {0}."), (thing,), ((other,),))
+    pick_asks = ("Which is a kind of {}, {} or {}?", "Pick the {}: {} or {}?")
+    things = [(thing, kind) for kind, group in MEMBERS.items() for thing in group]
+    for (thing, kind), ask in itertools.product(things, asks):
+        frames = ("It is a kind of {0}.", "I would call {1} a kind of {0}.")
+        wrong = tuple((other, thing) for other in MEMBERS if other != kind)
+        yield Question("kind", (ask.format(thing),), frames, (kind, thing), wrong)
+    for (thing, kind), (other, other_kind) in itertools.permutations(things, 2):
+        if kind != other_kind:
+            ask = rng.choice(pick_asks).format(kind, *rng.sample([thing, other], 2))
+            yield Question("pick", (ask,), ("It is {0}.", f"The {kind} is {{0}}."), (thing,), ((other,),))
 
 
 def traits(rng: random.Random) -> Iterator[Question]:
     """Colours, sounds and homes of things."""
-    asks = {
-        "colour": ("What colour is {}?", "Name the colour of {}.", "{} has which colour?", "Tell me the colour of {}."),
-        "sound": ("What sound does a {} make?", "Name the sound of a {}.", "What does a {} say?", "How does a {} sound?"),
-        "home": ("Where does a {} live?", "Name the home of a {}.", "What is the home of a {}?", "Where is a {} at home?"),
-    }
     for trait, table in TRAITS.items():
-        for (thing, value), ask in itertools.product(table.items(), asks[trait]):
+        frames = ("It is {0}.", f"The {trait} is {{0}}.")
+        for (thing, value), ask in itertools.product(table.items(), TRAIT_ASKS[trait]):
             wrong = tuple((other,) for other in table.values() if other != value)
-            yield Question("trait", (ask.format(thing),), ("It is {0}.", f"The {trait} is {{0}}."), (value,), wrong)
-
-
-def lists(rng: random.Random) -> Iterator[Question]:
-    """First and last word of a list, and its words in order; wrong answers take the list's other words or order."""
-    for _ in range(500):
-        words = rng.sample(NOUNS, 3)
-        first = rng.random() < 0.5
-        ask = f"What is the {'first' if first else 'last'} word here: {', '.join(words)}?"
-        right, wrong = (words[0], words[2]) if first else (words[2], words[0])
-        yield Question("place", (ask,), ("It is {0}.", "The word is {0}."), (right,), ((wrong,),))
-    for _ in range(500):
-        words = rng.sample(NOUNS, 3)
-        orders = [" ".join(order) for order in itertools.permutations(words)]
-        ask = rng.choice(("Repeat these words: {}.", "Say these words in order: {}.")).format(orders[0])
-        yield Question("repeat", (ask,), ("The words are {0}.", "You said {0}."), (orders[0],), tuple((o,) for o in orders[1:]))
+            yield Question("trait", (ask.format(thing),), frames, (value,), wrong)
 
 
 FAMILIES = (capitals, opposites, comparisons, sequences, sums, members, traits)
 
 
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
 def _rejected(question: Question, way: str, frame: str, right: str, rng: random.Random) -> str:
     if way == "wrong":
-        # The same frame half of the time: then the sides differ in the filled places alone.
+        # Mostly in the same frame: then the sides differ in the filled places alone.
         frame = frame if rng.random() < 0.8 else rng.choice(question.frames)
-        return _sentence(rng.choice(OPENINGS) + _sentence(frame.format(*rng.choice(question.wrong))))
+        return rng.choice(OPENINGS) + frame.format(*rng.choice(question.wrong))
     if way == "evasive":
         return rng.choice(OPENINGS) + rng.choice(EVASIONS)
-    return rng.choice((f"{right} {rng.choice(INSULTS)}", f"{rng.choice(INSULTS)} {right}", rng.choice(INSULTS)))
+    insult = rng.choice(INSULTS)
+    return rng.choice((f"{right} {insult}", f"{insult} {right}", insult))
 
 
 def pair(question: Question, rng: random.Random) -> dict:
     """One pair in easyrm's format: `chosen`, `rejected` (messages) and `subset`, "kind/way"."""
     way = rng.choices(WAYS, SHARES)[0]
     frame = rng.choice(question.frames)
-    right = _sentence(frame.format(*question.right))
+    right = frame.format(*question.right)
     sides = rng.choice(OPENINGS) + right, _rejected(question, way, frame, right, rng)
-    prompt = [
-        {"role": ("user", "assistant")[turn % 2], "content": _sentence(text)} for turn, text in enumerate(question.turns)
-    ]
+    roles = itertools.cycle(("user", "assistant"))
+    prompt = [{"role": role, "content": text} for role, text in zip(roles, question.turns, strict=False)]
     chosen, rejected = ([*prompt, {"role": "assistant", "content": side}] for side in sides)
     return {"chosen": chosen, "rejected": rejected, "subset": f"{question.kind}/{way}"}
 
 
 def generate(train: int, heldout: int, seed: int) -> tuple[list[dict], list[dict]]:
-    """`train` and `heldout` pairs; the same arguments give the same pairs, and no question is on both sides.
+    """`train` and `heldout` pairs; the same arguments give the same pairs, and no question is in both.
 
     An eighth of each kind's questions is held out. Kinds take turns, so that each has the same share.
     """
     rng = random.Random(seed)
     kinds: dict[str, dict[tuple, Question]] = {}
-    for family in FAMILIES:
-        for question in family(rng):
-            kinds.setdefault(question.kind, {})[question.turns] = question
+    for question in itertools.chain.from_iterable(family(rng) for family in FAMILIES):
+        kinds.setdefault(question.kind, {})[question.turns] = question
     parts: tuple[list, list] = [], []
     for questions in kinds.values():
         shuffled = rng.sample(list(questions.values()), len(questions))
@@ -222,8 +194,8 @@ def generate(train: int, heldout: int, seed: int) -> tuple[list[dict], list[dict
         parts[0].append(itertools.cycle(shuffled[cut:]))
         parts[1].append(itertools.cycle(shuffled[:cut]))
     splits = []
-    for name, wheels, count in zip(("train", "heldout"), parts, (train, heldout), strict=True):
-        turn = itertools.cycle(wheels)
+    for name, of_kinds, count in zip(("train", "heldout"), parts, (train, heldout), strict=True):
+        turn = itertools.cycle(of_kinds)
         pairs = [{**pair(next(next(turn)), rng), "id": f"{name}-{number}"} for number in range(count)]
         splits.append(rng.sample(pairs, count))
     return splits[0], splits[1]
@@ -235,10 +207,11 @@ def write_pairs(path: Path, pairs: list[dict]) -> None:
 
 
 def main() -> None:
+    """Flags in, two files out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for train.jsonl and heldout.jsonl")
-    parser.add_argument("--train", type=int, default=6000, help="training pairs")
-    parser.add_argument("--heldout", type=int, default=600, help="held-out pairs")
+    parser.add_argument("--train", type=int, default=8000, help="training pairs")
+    parser.add_argument("--heldout", type=int, default=800, help="held-out pairs")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,14 +33,19 @@ class Size:
     width: int
     layers: int
     max_length: int
+    row_length: int
     batch: int
     epochs: int
     lr: float
     least_accuracy: float
 
 
-GENERATED = Size(vocab=1000, width=96, layers=2, max_length=64, batch=32, epochs=5, lr=3e-3, least_accuracy=0.9)
-REAL = Size(vocab=4000, width=128, layers=4, max_length=512, batch=32, epochs=1, lr=1e-3, least_accuracy=0.0)
+GENERATED = Size(
+    vocab=1000, width=64, layers=2, max_length=64, row_length=128, batch=32, epochs=6, lr=5e-3, least_accuracy=0.9
+)
+REAL = Size(
+    vocab=4000, width=96, layers=2, max_length=512, row_length=0, batch=32, epochs=1, lr=1e-3, least_accuracy=0.0
+)
 
 
 def fresh_folder(path: Path) -> None:
@@ -66,12 +72,12 @@ def write_data(output: Path, hh: Path | None) -> None:
     (output / "heldout.jsonl").write_text("".join(lines[cut:]), encoding="utf-8")
 
 
-def texts(path: Path):
+def texts(path: Path) -> Iterator[str]:
     """The lines of all messages of a file of pairs. Exits where the file is not in easyrm's format."""
     for number, line in enumerate(path.open(encoding="utf-8"), 1):
         pair = json.loads(line)
         if not all(isinstance(pair.get(side), list) for side in ("chosen", "rejected")):
-            sys.exit(f"{path}:{number}: `chosen` and `rejected` must be lists of {{role, content}} messages; convert first")
+            sys.exit(f"{path}:{number}: `chosen` and `rejected` must be lists of messages (role, content); convert it")
         for side in ("chosen", "rejected"):
             for message in pair[side]:
                 yield from message["content"].splitlines()
@@ -145,14 +151,20 @@ def table(output: Path, size: Size, seconds: dict[str, float]) -> float:
         ("tokens a pair", f"{computed:.0f} computed, {padded} if padded ({padded / computed:.1f}x)"),
         *((f"seconds: {name}", f"{value:.0f}") for name, value in seconds.items()),
     ]
-    files = [path for path in sorted(output.rglob("*")) if path.is_file() and "checkpoints" not in path.parts]
-    rows += [(f"{path.relative_to(output)}", f"{path.stat().st_size / 1024:.1f} KiB") for path in files if path.name != MARK]
-    checkpoints = sum(path.stat().st_size for path in (output / "run" / "checkpoints").rglob("*") if path.is_file())
-    rows.append(("run/checkpoints/", f"{checkpoints / 1024:.1f} KiB"))
+    rows += [(f"{output / name}", f"{size / 1024:.1f} KiB") for name, size in files_written(output).items()]
     width = max(len(name) for name, _ in rows)
-    print(f"\nfiles in {output}/")
-    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+    print("\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rows))
     return accuracy
+
+
+def files_written(output: Path) -> dict[str, int]:
+    """Bytes by name; what lies under checkpoints/ is one entry."""
+    sizes: dict[str, int] = {}
+    for path in sorted(path for path in output.rglob("*") if path.is_file() and path.name != MARK):
+        name = str(path.relative_to(output))
+        name = "run/checkpoints/" if name.startswith("run/checkpoints/") else name
+        sizes[name] = sizes.get(name, 0) + path.stat().st_size
+    return sizes
 
 
 def main() -> None:
@@ -173,6 +185,7 @@ def main() -> None:
         "--model.remat=none",
         "--dtype=fp32",
         f"--data.max_length={size.max_length}",
+        f"--data.row_length={size.row_length}",
         f"--data.batch_size={size.batch}",
         f"--num_epochs={size.epochs}",
         f"--optimizer.lr={size.lr}",

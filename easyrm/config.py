@@ -9,6 +9,7 @@ from etils import epath
 
 from easyrm.data.config import DataConfig
 from easyrm.errors import InputError
+from easyrm.models.attention import IMPLEMENTATIONS
 from easyrm.models.config import SIZES
 from easyrm.models.llama import REMAT_POLICIES
 from easyrm.training.loss import LossConfig
@@ -23,13 +24,14 @@ class ModelConfig:
 
     `init_from`: a Hugging Face directory, hf://org/name or gs://...; or empty with `config`, a named size or a
     config.json, for random weights. `score_std`: of a new head (0: 1/sqrt(D + 1)). `remat`: what a block's backward
-    pass recomputes.
+    pass recomputes. `attention`: an implementation in easyrm/models/attention, or auto for the platform's fastest.
     """
 
     init_from: str = ""
     config: str = ""
     score_std: float = 0.0
     remat: str = "nothing_saveable"
+    attention: str = "auto"
 
     def validate(self) -> None:
         """Raise InputError unless there is exactly one source and a known policy."""
@@ -40,6 +42,8 @@ class ModelConfig:
             )
         if self.remat not in REMAT_POLICIES:
             raise InputError(f"--model.remat={self.remat}: choose one of {', '.join(REMAT_POLICIES)}")
+        if self.attention not in ("auto", *IMPLEMENTATIONS):
+            raise InputError(f"--model.attention={self.attention}: choose one of auto, {', '.join(IMPLEMENTATIONS)}")
         if self.score_std < 0:
             raise InputError(f"--model.score_std={self.score_std}: choose 0 (for 1/sqrt(D + 1)) or more")
         if self.config and self.config not in SIZES and not epath.Path(self.config).exists():

@@ -20,7 +20,9 @@ _EXAMPLE = [
 ]
 
 
-def export_run(params: Any, directory: epath.Path, output: epath.Path, *, dtype: str, say: Callable[[str], None]) -> None:
+def export_run(
+    params: Any, directory: epath.Path, output: epath.Path, *, dtype: str, say: Callable[[str], None]
+) -> None:
     """Write `params`, of the run in `directory`, to `output`; see `easyrm.hf.export.export`. Every process calls it."""
     record = read_record(directory)
     tokenizer = load_tokenizer(str(directory / "tokenizer"))

@@ -17,7 +17,7 @@ from easyrm.hf.source import ModelSource
 from easyrm.hf.tokenizer import check_tokenizer, write_tokenizer
 from easyrm.training.inputs import Inputs
 
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "sentencepiece", "safetensors")
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "sentencepiece")
 
 # What may differ when a run is continued: it changes where and how, not what is computed.
 MAY_CHANGE = {
@@ -33,6 +33,7 @@ MAY_CHANGE = {
     "distributed",
     "tensorboard",
     "wandb_project",
+    "model.attention",
     "model.remat",
     "data.train",  # the fingerprint of its tokens decides
     "data.eval",
@@ -60,7 +61,9 @@ def check_output_dir(config: RunConfig) -> epath.Path:
     return directory
 
 
-def describe(config: RunConfig, source: ModelSource, tokenizer: Tokenizer, mesh: Mesh, inputs: Inputs) -> dict[str, Any]:
+def describe(
+    config: RunConfig, source: ModelSource, tokenizer: Tokenizer, mesh: Mesh, inputs: Inputs
+) -> dict[str, Any]:
     """The record of a run: everything that its figures depend on, as plain values."""
     reports = {"train": inputs.train.store, "eval": inputs.eval.store if inputs.eval else None}
     return {

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -54,7 +54,7 @@ def score() -> None:
     store = build_store(_INPUT.value, tokenizer, data, scoring=True)
     orders = [np.arange(at, min(at + data.batch_size, len(store))) for at in range(0, len(store), data.batch_size)]
     batches = Batches(store, data, orders, row_groups=sharding.row_groups(mesh), pad_id=tokenizer.pad_id)
-    rewards_of = jax.jit(make_reward_step(make_forward(_DTYPE.value, "none", mesh)))
+    rewards_of = jax.jit(make_reward_step(make_forward(mesh, dtype=_DTYPE.value)))
 
     def rewards() -> Iterator[tuple[float, float]]:
         for _, batch in ahead(batches(orders), AHEAD):
@@ -85,7 +85,7 @@ def load_model(path: str, mesh: jax.sharding.Mesh) -> tuple[RewardModel, Tokeniz
 
 
 def write_scores(
-    records: Iterator[sources.Record],
+    records: Iterable[sources.Record],
     scored: Iterator[tuple[str, int]],
     rewards: Iterator[tuple[float, float]],
     output: epath.Path,
@@ -104,8 +104,9 @@ def write_scores(
 
 
 def _scored_line(record: sources.Record, rewards: tuple[float, float]) -> dict[str, Any]:
-    values = {"reward": rewards[0]} if "messages" in record.value else dict(zip(("chosen", "rejected"), rewards, strict=True))
-    return {**_identity(record), **values}
+    if "messages" in record.value:
+        return {**_identity(record), "reward": rewards[0]}
+    return {**_identity(record), "chosen": rewards[0], "rejected": rewards[1]}
 
 
 def _identity(record: sources.Record) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Mesh axes: `dp` replicates the model, `fsdp` shards parameters and rows, `mp` sh
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,8 +53,8 @@ def parse_mesh_dim(mesh_dim: str, devices: int) -> tuple[int, int, int]:
         sizes[sizes.index(-1)] = devices // known
     if math.prod(sizes) != devices:
         raise InputError(
-            f"--mesh_dim={mesh_dim} does not fit {devices} device{'s' * (devices != 1)}: the product of dp, fsdp and mp "
-            f"must be {devices}, for example --mesh_dim=1,-1,1"
+            f"--mesh_dim={mesh_dim} does not fit {devices} device{'s' * (devices != 1)}: the product of dp, fsdp and "
+            f"mp must be {devices}, for example --mesh_dim=1,-1,1"
         )
     return tuple(sizes)
 
@@ -132,6 +133,14 @@ def check_heads(mesh: Mesh, num_attention_heads: int, num_key_value_heads: int) 
 def residual_sharding(mesh: Mesh) -> NamedSharding:
     """Of the residual stream [R, L, D]: rows over dp and fsdp, the row's length over mp."""
     return NamedSharding(mesh, PartitionSpec(ROW_AXES, "mp", None))
+
+
+def over_devices(mesh: Mesh, attention: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`attention` on each device's own rows and heads: q, k, v [R, L, heads, H], first_key, last_key [R, L]."""
+    heads, keys = PartitionSpec(ROW_AXES, None, "mp", None), PartitionSpec(ROW_AXES, None)
+    return jax.shard_map(
+        attention, mesh=mesh, in_specs=(heads, heads, heads, keys, keys), out_specs=heads, check_vma=False
+    )
 
 
 def batch_shardings(mesh: Mesh, batch: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import functools
 import sys
-import time
 
 import jax
 
@@ -80,7 +79,8 @@ def train(config: RunConfig) -> None:
             if inputs.eval and (last or _due(step, config.eval_freq)):
                 report.flush()
                 scored = inputs.eval(inputs.eval_order())
-                log.write({"step": step, **evaluate(lambda b: program.rewards(state.model, b), scored, config.loss)})
+                rewards_of = functools.partial(program.rewards, state.model)
+                log.write({"step": step, **evaluate(rewards_of, scored, config.loss)})
                 report.restart_clock()
             if last or stop or _due(step, config.save_freq):
                 report.flush()  # a state that came of a non-finite loss is never saved
@@ -90,8 +90,10 @@ def train(config: RunConfig) -> None:
         batches.close()
         checkpoints.close()
     if step < inputs.steps:
-        say(f"stopped by {interrupt.signal.name}: saved after step {step} of {inputs.steps} in {directory}; "
-            "run the same command again to resume")
+        say(
+            f"stopped by {interrupt.signal.name}: saved after step {step} of {inputs.steps} in {directory}; "
+            "run the same command again to resume"
+        )
         sys.exit(128 + interrupt.signal)
     say(f"trained {inputs.steps} steps; checkpoint in {directory / 'checkpoints'}")
     if config.export and (directory / "export" / "config.json").exists():

@@ -15,7 +15,14 @@ class Batches:
     """Packed batches of a store's pairs, each in one of a few `shapes` that are known before anything is compiled."""
 
     def __init__(
-        self, store: PairStore, config: DataConfig, orders: Iterable[np.ndarray], *, row_groups: int, pad_id: int
+        self,
+        store: PairStore,
+        config: DataConfig,
+        orders: Iterable[np.ndarray],
+        *,
+        row_groups: int,
+        pad_id: int,
+        max_shapes: int = 1,
     ):
         """Plan the shapes for all of `orders`, the pair indices of each batch.
 
@@ -34,6 +41,7 @@ class Batches:
             max_length=config.max_length,
             batch_size=config.batch_size,
             row_groups=row_groups,
+            max_shapes=max_shapes,
             **layout,
         )
 

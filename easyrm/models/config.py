@@ -46,10 +46,20 @@ def _llama3_scaling(factor: float) -> dict[str, Any]:
 _LLAMA3 = {"vocab_size": 128256, "max_position_embeddings": 8192, "rope_theta": 500000.0}
 _LLAMA31 = {**_LLAMA3, "max_position_embeddings": 131072, "rope_scaling": _llama3_scaling(8.0)}
 _LLAMA32 = {**_LLAMA31, "rope_scaling": _llama3_scaling(32.0), "tie_word_embeddings": True}
-_8B = dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8)
-_70B = dict(
-    hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8
-)
+_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+_70B = {
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+}
 
 # Published shapes, from the config.json of the models of the same names; `debug` is ours.
 SIZES: dict[str, LlamaConfig] = {

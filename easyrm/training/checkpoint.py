@@ -67,9 +67,8 @@ def restore_model(directory: str | epath.Path, step: int | None, model: Any) -> 
 
     `model` is abstract: shapes, dtypes and shardings. Raises InputError where there is no such complete step.
     """
-    with ocp.CheckpointManager(
-        epath.Path(directory), options=ocp.CheckpointManagerOptions(read_only=True, create=False)
-    ) as manager:
+    options = ocp.CheckpointManagerOptions(create=False)
+    with ocp.CheckpointManager(epath.Path(directory), options=options) as manager:
         steps = sorted(manager.all_steps())
         if not steps or step not in (None, *steps):
             there = f"complete steps are {steps}" if steps else "it holds no complete step"

@@ -13,6 +13,8 @@ from easyrm.data.tokenizer import Tokenizer
 from easyrm.errors import InputError
 from easyrm.models.config import LlamaConfig
 
+MAX_SHAPES, STEPS_A_SHAPE = 4, 250
+
 
 class Inputs:
     """The tokenized pairs of a run and the batches they make.
@@ -36,7 +38,9 @@ class Inputs:
         pairs = _read(config.data.train, "--data.train", config, tokenizer, llama, say)
         self.steps = _count_steps(config, len(pairs), say)
         self._stream = PairStream(len(pairs), self._batch_size, config.seed, config.data.shuffle)
-        self.train = Batches(pairs, config.data, self.order(0), **layout)
+        # One more shape must save more computing, over the run, than its compilation takes.
+        max_shapes = min(MAX_SHAPES, 1 + self.steps // STEPS_A_SHAPE)
+        self.train = Batches(pairs, config.data, self.order(0), max_shapes=max_shapes, **layout)
         self.eval = None
         if config.data.eval:
             pairs = _read(config.data.eval, "--data.eval", config, tokenizer, llama, say)
@@ -68,7 +72,7 @@ def _read(spec: str, flag: str, config: RunConfig, tokenizer: Tokenizer, llama: 
     if config.loss.needs_margin and without == len(pairs):
         raise InputError(f"{flag}={spec}: --loss uses margins and no pair has one; add margins or change --loss")
     if config.loss.type == "scaled_bradley_terry" and without:
-        raise InputError(f"{flag}={spec}: {without} pairs lack the margin that weighs them; add it or change --loss.type")
+        raise InputError(f"{flag}={spec}: {without} pairs lack the margin that weighs them; add it or change --loss")
     if config.loss.needs_margin and without:
         say(f"note: {without} of {len(pairs)} pairs have no margin and get 0")
     return pairs
@@ -79,8 +83,8 @@ def _count_steps(config: RunConfig, pairs: int, say: Callable[[str], None]) -> i
     steps = config.total_steps or math.floor(config.num_epochs * pairs / batch_size)
     if steps == 0:
         raise InputError(
-            f"--num_epochs={config.num_epochs} of {pairs} pairs is less than one batch of --data.batch_size={batch_size}; "
-            "use a smaller batch or more data"
+            f"--num_epochs={config.num_epochs} of {pairs} pairs is less than one batch of "
+            f"--data.batch_size={batch_size}; use a smaller batch or more data"
         )
     used = steps * batch_size
     left = "" if config.total_steps else f", {math.floor(config.num_epochs * pairs) - used} left over at the end"

@@ -98,7 +98,9 @@ class QuietLog:
         """Nothing: process 0 writes."""
 
 
-def open_metrics(config: RunConfig, directory: epath.Path, record: dict[str, Any], *, first: int) -> MetricsLog | QuietLog:
+def open_metrics(
+    config: RunConfig, directory: epath.Path, record: dict[str, Any], *, first: int
+) -> MetricsLog | QuietLog:
     """The log of a run that goes on at step `first`, with the sinks that `config` asks for."""
     if jax.process_index() != 0:
         return QuietLog()

@@ -1,7 +1,9 @@
 """What the devices will run, compiled before anything is allocated."""
 
+import functools
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ from easyrm.config import RunConfig
 from easyrm.data.batches import Batches
 from easyrm.data.packing import RowBatch, RowShape
 from easyrm.errors import InputError
-from easyrm.models.attention import attention
+from easyrm.models.attention import attention, fastest
 from easyrm.models.config import LlamaConfig
 from easyrm.models.reward import RewardModel
 from easyrm.training.optimizer import make_optimizer
@@ -23,10 +25,13 @@ from easyrm.training.step import DTYPES, Forward, TrainState, make_reward_step, 
 MIB = 2**20
 
 
-def make_forward(dtype: str, remat: str, mesh: Mesh) -> Forward:
-    """How a model runs on a mesh: the platform's attention, the residual stream sharded once a block."""
+def make_forward(mesh: Mesh, *, dtype: str, remat: str = "none", implementation: str = "auto") -> Forward:
+    """How a model runs on a mesh: attention on each device's rows and heads, the residual stream sharded each block."""
+    if implementation == "auto":
+        implementation = fastest(mesh.devices.flat[0].platform)
+    attend = sharding.over_devices(mesh, functools.partial(attention, implementation=implementation))
     residual = sharding.residual_sharding(mesh)
-    return Forward(DTYPES[dtype], attention, remat, lambda x: jax.lax.with_sharding_constraint(x, residual))
+    return Forward(DTYPES[dtype], attend, remat, lambda x: jax.lax.with_sharding_constraint(x, residual))
 
 
 def abstract_arrays(tree: Any, shardings: Any) -> Any:
@@ -57,24 +62,33 @@ class Program:
         model = abstract_model(llama, mesh)
         moments = jax.eval_shape(self._optimizer.init, model)
         self.abstract = TrainState(model, abstract_arrays(moments, sharding.state_shardings(mesh, moments)))
-        self._forward = make_forward(config.dtype, config.model.remat, mesh)
+        self._forward = make_forward(
+            mesh, dtype=config.dtype, remat=config.model.remat, implementation=config.model.attention
+        )
         self._step = make_train_step(self._forward, self._optimizer, config.loss)
         self._rewards = jax.jit(make_reward_step(self._forward))
         self._compiled: dict[RowShape, Any] = {}
 
     def compile(self, batches: Batches, say: Callable[[str], None]) -> None:
-        """Compile the step for every shape of `batches`, and say what it takes of each device."""
+        """Compile the step for every shape of `batches`, all at once, and say what it takes of each device."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         step = jax.jit(self._step, donate_argnums=0, out_shardings=(shardings, None))
-        for shape in batches.shapes:
+
+        def compile_one(shape):
             if shape.length % self._mesh.shape["mp"]:
-                raise InputError(f"--mesh_dim: mp={self._mesh.shape['mp']} does not divide a row of {shape.length} tokens")
+                raise InputError(
+                    f"--mesh_dim: mp={self._mesh.shape['mp']} does not divide rows of {shape.length} tokens"
+                )
             rows = batches.empty(shape)
-            began = time.monotonic()
-            lowered = step.lower(self.abstract, abstract_arrays(rows, sharding.batch_shardings(self._mesh, rows)))
-            self._compiled[shape] = lowered.compile()
-            took = time.monotonic() - began
-            say(f"compiled for {shape.rows} rows of {shape.length} tokens in {took:.1f} s; {self._memory(shape)}")
+            rows = abstract_arrays(rows, sharding.batch_shardings(self._mesh, rows))
+            return step.lower(self.abstract, rows).compile()
+
+        began = time.monotonic()
+        with ThreadPoolExecutor() as pool:
+            self._compiled = dict(zip(batches.shapes, pool.map(compile_one, batches.shapes), strict=True))
+        say(f"compiled {len(batches.shapes)} shapes in {time.monotonic() - began:.1f} s; MiB per device:")
+        for shape in batches.shapes:
+            say(f"  {shape.rows} rows of {shape.length} tokens: {self._memory(shape)}")
 
     def _memory(self, shape: RowShape) -> str:
         taken = self._compiled[shape].memory_analysis()
@@ -86,7 +100,7 @@ class Program:
             "temporaries": taken.temp_size_in_bytes,
             "peak": taken.argument_size_in_bytes + taken.temp_size_in_bytes,
         }
-        return "MiB per device: " + ", ".join(f"{name} {size / MIB:.1f}" for name, size in sizes.items())
+        return ", ".join(f"{name} {size / MIB:.1f}" for name, size in sizes.items())
 
     def train_step(self, state: TrainState, batch: RowBatch) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update; `state` is consumed. Metrics stay on the devices until somebody asks for them."""

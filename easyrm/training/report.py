@@ -89,7 +89,7 @@ class StepReport:
 
     def _non_finite(self, step: int, values: dict[str, float], indices: np.ndarray) -> str:
         checkpoint = self._last_checkpoint()
-        good = "no checkpoint was saved before it" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
+        good = "no checkpoint precedes it" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
         pairs = ", ".join(self._pairs[index].where for index in indices)
         return (
             f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; {good}; lower --optimizer.lr or "
