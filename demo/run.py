@@ -37,14 +37,33 @@ class Size:
     batch: int
     epochs: int
     lr: float
+    log_freq: int
     least_accuracy: float
 
 
 GENERATED = Size(
-    vocab=1000, width=64, layers=2, max_length=64, row_length=128, batch=32, epochs=6, lr=5e-3, least_accuracy=0.9
+    vocab=1000,
+    width=64,
+    layers=2,
+    max_length=64,
+    row_length=128,
+    batch=32,
+    epochs=6,
+    lr=5e-3,
+    log_freq=25,
+    least_accuracy=0.9,
 )
 REAL = Size(
-    vocab=4000, width=96, layers=2, max_length=512, row_length=0, batch=32, epochs=1, lr=1e-3, least_accuracy=0.0
+    vocab=4000,
+    width=96,
+    layers=2,
+    max_length=512,
+    row_length=0,
+    batch=32,
+    epochs=1,
+    lr=1e-3,
+    log_freq=1,
+    least_accuracy=0.0,
 )
 
 
@@ -73,14 +92,20 @@ def write_data(output: Path, hh: Path | None) -> None:
 
 
 def texts(path: Path) -> Iterator[str]:
-    """The lines of all messages of a file of pairs. Exits where the file is not in easyrm's format."""
+    """The lines of all messages of a file of pairs. Exits where the file is not in easyrm's format.
+
+    Single bad lines are passed over here: training counts and reports them.
+    """
     for number, line in enumerate(path.open(encoding="utf-8"), 1):
-        pair = json.loads(line)
-        if not all(isinstance(pair.get(side), list) for side in ("chosen", "rejected")):
+        try:
+            sides = [json.loads(line)[side] for side in ("chosen", "rejected")]
+            contents = [message["content"] for side in sides if isinstance(side, list) for message in side]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if not all(isinstance(side, list) for side in sides):
             sys.exit(f"{path}:{number}: `chosen` and `rejected` must be lists of messages (role, content); convert it")
-        for side in ("chosen", "rejected"):
-            for message in pair[side]:
-                yield from message["content"].splitlines()
+        for content in contents:
+            yield from content.splitlines()
 
 
 def train_tokenizer(output: Path, size: Size) -> int:
@@ -140,6 +165,8 @@ def read_lines(path: Path) -> list[dict]:
 def table(output: Path, size: Size, seconds: dict[str, float]) -> float:
     """Print what was reached; returns the held-out accuracy (a tie counts as wrong)."""
     scores = [score for score in read_lines(output / "scores.jsonl") if "error" not in score]
+    if not scores:
+        sys.exit(f"{output}/heldout.jsonl: no pair could be scored; give a longer file")
     accuracy = statistics.fmean(score["chosen"] > score["rejected"] for score in scores)
     steps = [line for line in read_lines(output / "run" / "metrics.jsonl") if "pairs_per_second" in line]
     pairs = sum(step["pairs"] for step in steps)
@@ -191,7 +218,7 @@ def main() -> None:
         f"--optimizer.lr={size.lr}",
         "--optimizer.warmup_ratio=0.1",
         "--optimizer.b2=0.95",
-        "--log_freq=10",
+        f"--log_freq={size.log_freq}",
         "--export=true",
         f"--output_dir={output}/run",
     )

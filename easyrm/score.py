@@ -90,7 +90,7 @@ def write_scores(
     rewards: Iterator[tuple[float, float]],
     output: epath.Path,
 ) -> dict[str, int]:
-    """One line out for each record; `scored` are the (file, line) of those that have rewards. Returns counts by kind."""
+    """One line out for each record; `scored` are the (file, line) of those with rewards. Returns counts by kind."""
     counts, following = Counter(), next(scored, None)
     with output.open("w") as file:
         for record in records:

@@ -14,12 +14,14 @@ from jax.sharding import PartitionSpec as P
 from easyrm.models.attention import IMPLEMENTATIONS, attention, fastest, splash
 from easyrm.models.attention.blockwise import blockwise_attention
 from easyrm.models.attention.dense import dense_attention
+from easyrm.models.attention.pallas_gpu import pallas_gpu_attention
 from easyrm.models.attention.splash import block_map, splash_attention
 
 KERNELS = {
     "xla": dense_attention,
     "blockwise": blockwise_attention,
     "splash": functools.partial(splash_attention, interpret=True),
+    "pallas_gpu": lambda *given: pallas_gpu_attention(*given, True),
 }
 # Rows of pairs (chosen, prompt, rejected lengths), the row length, and (heads, key-value heads, head size).
 CASES = {
@@ -190,7 +192,7 @@ def test_splash_falls_back_loudly_where_jax_has_changed(monkeypatch):
 
 
 def test_auto_follows_the_platform_and_a_name_wins():
-    assert (fastest("cpu"), fastest("tpu"), fastest("rocm")) == ("blockwise", "splash", "xla")
+    assert [fastest(p) for p in ("cpu", "tpu", "gpu", "metal")] == ["blockwise", "splash", "pallas_gpu", "xla"]
     q, k, v, _, first, last = arrays(*CASES["short row"])
     for name in ("auto", "xla"):
         chosen = IMPLEMENTATIONS["blockwise" if name == "auto" else name]

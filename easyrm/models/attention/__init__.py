@@ -4,10 +4,16 @@ import jax
 
 from easyrm.models.attention.blockwise import blockwise_attention
 from easyrm.models.attention.dense import dense_attention
+from easyrm.models.attention.pallas_gpu import pallas_gpu_attention
 from easyrm.models.attention.splash import splash_attention
 
-IMPLEMENTATIONS = {"splash": splash_attention, "blockwise": blockwise_attention, "xla": dense_attention}
-_FASTEST = {"cpu": "blockwise", "tpu": "splash"}
+IMPLEMENTATIONS = {
+    "splash": splash_attention,
+    "blockwise": blockwise_attention,
+    "pallas_gpu": pallas_gpu_attention,
+    "xla": dense_attention,
+}
+_FASTEST = {"cpu": "blockwise", "tpu": "splash", "gpu": "pallas_gpu"}
 
 
 def fastest(platform: str) -> str:
