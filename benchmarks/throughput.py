@@ -25,9 +25,9 @@ from easyrm.training.inputs import Inputs
 from easyrm.training.program import Program
 
 # hidden/intermediate/layers/heads/kv; the vocabulary is the tokenizer's.
-SHAPES = {"S": (128, 384, 2, 4, 2), "M": (256, 688, 4, 8, 4), "L": (512, 1376, 8, 8, 4)}
+SHAPES = {"S": (128, 384, 2, 4, 2), "M": (256, 688, 4, 8, 4), "L": (512, 1376, 8, 8, 4), "1B": (2048, 8192, 16, 32, 8)}
 
-_SIZE = flags.DEFINE_enum("size", "M", [*SHAPES, *SIZES], "S, M, L, or a named size of easyrm/models/config.py")
+_SIZE = flags.DEFINE_enum("size", "M", [*SHAPES, *SIZES], "S, M, L, 1B, or a named size of easyrm/models/config.py")
 _DATA = flags.DEFINE_string("data", None, "pairs", required=True)
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "a tokenizer directory or tokenizer.model", required=True)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "pairs a step")

@@ -14,6 +14,7 @@ from easyrm.models.config import SIZES
 from easyrm.models.llama import REMAT_POLICIES
 from easyrm.training.loss import LossConfig
 from easyrm.training.optimizer import OptimizerConfig
+from easyrm.training.profile import parse_profile_steps
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -58,7 +59,8 @@ class RunConfig:
     `total_steps` 0 means `num_epochs` of the data. `eval_freq` and `save_freq` count steps; 0 means at the end only.
     `log_freq`: steps a line of metrics.jsonl. `keep_checkpoints`: how many of the newest stay. `export`: write the
     Hugging Face directory at the end, in `export_dtype`. `distributed`: auto (where a TPU or JAX_COORDINATOR_ADDRESS
-    is found), true or false. `tensorboard` and `wandb_project` send the metrics there too.
+    is found), true or false. `compilation_cache`: a directory (local or gs://) that keeps compiled programs for the next
+    start. `profile_steps`: first and last step of a profiler trace, as in 10,13. `tensorboard` and `wandb_project` send the metrics there too.
     """
 
     recipe: str = ""
@@ -75,6 +77,8 @@ class RunConfig:
     export: bool = False
     export_dtype: str = "bf16"
     distributed: str = "auto"
+    compilation_cache: str = ""
+    profile_steps: str = ""
     tensorboard: bool = False
     wandb_project: str = ""
     tokenizer: str = ""
@@ -100,6 +104,7 @@ class RunConfig:
         for name, least in (("log_freq", 1), ("eval_freq", 0), ("save_freq", 0), ("keep_checkpoints", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name}={getattr(self, name)}: choose {least} or more")
+        parse_profile_steps(self.profile_steps)
         if not self.data.train:
             raise InputError("--data.train is empty: name a file, a glob, a directory, gs://... or hf://dataset")
         for group in (self.model, self.data, self.optimizer, self.loss):

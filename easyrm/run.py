@@ -31,6 +31,8 @@ MAY_CHANGE = {
     "export",
     "export_dtype",
     "distributed",
+    "compilation_cache",
+    "profile_steps",
     "tensorboard",
     "wandb_project",
     "model.attention",

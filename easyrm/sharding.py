@@ -156,4 +156,5 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
     def place(leaf: np.ndarray, sharding: NamedSharding) -> jax.Array:
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
-    return jax.tree.map(place, batch, batch_shardings(mesh, batch))
+    with jax.transfer_guard_host_to_device("allow"):  # the one place where data goes to the devices
+        return jax.tree.map(place, batch, batch_shardings(mesh, batch))

@@ -20,6 +20,7 @@ from easyrm.training.inputs import Inputs
 from easyrm.training.interrupt import Interrupt
 from easyrm.training.metrics import open_metrics
 from easyrm.training.optimizer import learning_rate_schedule
+from easyrm.training.profile import Profile
 from easyrm.training.program import Program
 from easyrm.training.report import StepReport
 
@@ -34,6 +35,8 @@ def train(config: RunConfig) -> None:
     """
     config.validate()
     start_distributed(config.distributed)
+    if config.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     say = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda line: None
     directory = run.check_output_dir(config)
     mesh = make_mesh(config.mesh_dim)
@@ -70,9 +73,12 @@ def train(config: RunConfig) -> None:
             pairs=inputs.train.store,
             last_checkpoint=checkpoints.latest,
         )
+        profile = Profile(config.profile_steps, directory)
         batches = ahead(inputs.train(inputs.order(position)), AHEAD)
         for step, (indices, batch) in enumerate(batches, done + 1):
+            profile.before(step)
             state, metrics = program.train_step(state, batch)
+            profile.after(step, metrics)
             report.add(step, metrics, indices, batch)
             position += len(indices)
             last, stop = step == inputs.steps, interrupt.requested(step)

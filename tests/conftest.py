@@ -42,9 +42,7 @@ VARIANTS = {
     "mqa_head_dim": LlamaConfig(**TINY, num_key_value_heads=1, head_dim=12),
     "codellama": LlamaConfig(**TINY, rope_theta=1e6),
     "llama3.1": LlamaConfig(**TINY, rope_theta=5e5, rope_scaling=LLAMA3_SCALING),
-    "llama3.2": LlamaConfig(
-        **TINY, rope_theta=5e5, rope_scaling=LLAMA3_SCALING, tie_word_embeddings=True
-    ),
+    "llama3.2": LlamaConfig(**TINY, rope_theta=5e5, rope_scaling=LLAMA3_SCALING, tie_word_embeddings=True),
     "linear": LlamaConfig(**TINY, rope_scaling={"rope_type": "linear", "factor": 4.0}),
 }
 

@@ -47,7 +47,8 @@ def make_pairs(n: int, seed: int = 0, **extra) -> list[dict]:
         prompt.append({"role": "user", "content": question})
         good, bad = f"{sentence(rng)} {question.split()[-1]}", f"{sentence(rng)} {rng.choice(WORDS)} no"
         sides = {
-            side: [*prompt, {"role": "assistant", "content": text}] for side, text in (("chosen", good), ("rejected", bad))
+            side: [*prompt, {"role": "assistant", "content": text}]
+            for side, text in (("chosen", good), ("rejected", bad))
         }
         pairs.append({**sides, "id": f"pair-{i}", **{name: value(i) for name, value in extra.items()}})
     return pairs

@@ -29,7 +29,7 @@ CASES = {
     "a row exactly full": (128, [[(30, 60, 38)], [(128, 0, 0)]], (2, 2, 16)),
     "a row of padding": (64, [[], [(1, 30, 2)]], (2, 1, 8)),
     "short row": (40, [[(5, 6, 7), (4, 0, 9)]], (3, 1, 12)),
-    "odd length": (203, [[(100, 3, 50)], [(0, 90, 20), (13, 40, 0)]], (4, 4, 10)),
+    "odd length": (251, [[(100, 3, 50)], [(0, 90, 20), (13, 40, 0)]], (4, 4, 10)),
     "two kernel blocks of 512": (1024, [[(300, 60, 200), (40, 70, 90)]], (2, 1, 16)),
 }
 
@@ -172,6 +172,18 @@ def test_splash_skips_exactly_the_blocks_that_nobody_sees():
         seen[query // 128, key // 128] |= first[0, query] <= key <= last[0, query]
     np.testing.assert_array_equal(block_map(first[0], last[0], 128), seen)
     assert not seen.all()
+
+
+def test_splash_blocks_fit_the_row():
+    sizes = {
+        40: (128, 128),
+        251: (256, 256),
+        384: (128, 384),
+        1024: (512, 1024),
+        4224: (512, 4608),
+        32700: (512, 32768),
+    }
+    assert {length: splash.block_size(length) for length in sizes} == sizes
 
 
 def test_splash_refuses_rows_beyond_16_bits():

@@ -72,14 +72,21 @@ def test_data(refused, tmp_path):
     refused("no usable pair among 0", data__train=str(write_lines(tmp_path / "empty.jsonl", [])))
     robot = json.loads(json.dumps(pairs))
     robot[3]["chosen"][0]["role"] = "robot"
-    refused(r"robot.jsonl:4: .*'robot'.*system, user, assistant", data__train=str(write_lines(tmp_path / "robot.jsonl", robot)))
+    refused(
+        r"robot.jsonl:4: .*'robot'.*system, user, assistant",
+        data__train=str(write_lines(tmp_path / "robot.jsonl", robot)),
+    )
     refused(
         r"1 of 13 records are malformed .*torn.jsonl:13.*--data.max_bad_fraction",
         data__train=str(write_lines(tmp_path / "torn.jsonl", [*pairs, '{"chosen": [{"ro'])),
     )
     refused("no pair has one", loss__margin=True)
     some = [{**pair, "margin": 1.0} for pair in pairs[:6]] + pairs[6:]
-    refused("6 pairs lack the margin", data__train=str(write_lines(tmp_path / "some.jsonl", some)), loss__type="scaled_bradley_terry")
+    refused(
+        "6 pairs lack the margin",
+        data__train=str(write_lines(tmp_path / "some.jsonl", some)),
+        loss__type="scaled_bradley_terry",
+    )
 
 
 def test_tokenizer(refused, world, tmp_path):
@@ -123,10 +130,14 @@ def test_weights(refused, shared, tmp_path):
 
 
 def test_recipes(tmp_path):
-    (tmp_path / "good.toml").write_text('num_epochs = 2\n[optimizer]\nlr = 0.25\n[data]\nbatch_size = 8\n')
+    (tmp_path / "good.toml").write_text("num_epochs = 2\n[optimizer]\nlr = 0.25\n[data]\nbatch_size = 8\n")
     parsed = parse(f"--recipe={tmp_path}/good.toml", "--data.batch_size=16", "--output_dir=x")
     assert (parsed.num_epochs, parsed.optimizer.lr, parsed.data.batch_size) == (2.0, 0.25, 16)
-    for text, match in (("lr = 1", "'lr', which is no flag"), ("[data]\nbatch_size = '8'", "not of type int"), ("a b", "not TOML")):
+    for text, match in (
+        ("lr = 1", "'lr', which is no flag"),
+        ("[data]\nbatch_size = '8'", "not of type int"),
+        ("a b", "not TOML"),
+    ):
         (tmp_path / "bad.toml").write_text(text)
         with pytest.raises(InputError, match=match):
             parse(f"--recipe={tmp_path}/bad.toml")
@@ -143,7 +154,9 @@ def parse(*arguments):
 
 
 def test_every_flag_reaches_the_configuration():
-    parsed = parse("--mesh_dim=dp:1,fsdp:-1,mp:2", "--loss.margin", "--data.shuffle=false", "--seed", "7", "--optimizer.lr=1")
+    parsed = parse(
+        "--mesh_dim=dp:1,fsdp:-1,mp:2", "--loss.margin", "--data.shuffle=false", "--seed", "7", "--optimizer.lr=1"
+    )
     assert parsed.mesh_dim == "dp:1,fsdp:-1,mp:2" and parsed.seed == 7
     assert parsed.loss.margin is True and parsed.data.shuffle is False and parsed.optimizer.lr == 1.0
 

@@ -43,7 +43,13 @@ def check(lines, recorded, steps):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5 if step <= 30 else 1e-4), step
         for name in ("gradient_norm", "param_norm"):
             assert line[NAMES.get(name, name)] == pytest.approx(expected[name], rel=1e-3), (step, name)
-        for name in ("chosen_reward_mean", "rejected_reward_mean", "chosen_reward_std", "rejected_reward_std", "train_margin"):
+        for name in (
+            "chosen_reward_mean",
+            "rejected_reward_mean",
+            "chosen_reward_std",
+            "rejected_reward_std",
+            "train_margin",
+        ):
             assert line[NAMES.get(name, name)] == pytest.approx(expected[name], abs=1e-3), (step, name)
         assert line["accuracy"] == pytest.approx(expected["accuracy"])
     # The ancestor printed the rate of the next update.

@@ -33,7 +33,10 @@ def rewards_and_gradients(model, pairs, shape, packing, micro_batches=1):
 
     def total(model, rows):
         chosen, rejected = FORWARD(model, rows)
-        return jnp.sum(rows.weight * pair_losses(LossConfig(center_coef=0.1), chosen, rejected, rows.margin)), (chosen, rejected)
+        return jnp.sum(rows.weight * pair_losses(LossConfig(center_coef=0.1), chosen, rejected, rows.margin)), (
+            chosen,
+            rejected,
+        )
 
     run = jax.jit(jax.value_and_grad(total, has_aux=True))
     rewards, gradients = {}, None
@@ -74,7 +77,7 @@ def test_swapping_the_sides_negates_the_margin():
     swapped = [TokenPair(pair.rejected, pair.chosen, *pair[2:]) for pair in pairs]
     one, _ = rewards_and_gradients(model, pairs, RowShape(4, 32), True)
     other, _ = rewards_and_gradients(model, swapped, RowShape(4, 32), True)
-    np.testing.assert_allclose(np.sort(one[:, 0] - one[:, 1]), np.sort(other[:, 1] - other[:, 0]), atol=1e-6)
+    np.testing.assert_allclose(np.sort(one[:, 0] - one[:, 1]), np.sort(other[:, 1] - other[:, 0]), atol=1e-5)
     assert np.abs(one[:, 0] - one[:, 1]).min() > 1e-3
 
 
@@ -82,7 +85,7 @@ def test_a_reward_does_not_depend_on_its_neighbours():
     model, pairs = random_model(VARIANTS["gqa"]), token_pairs(CASES["ordinary"])
     alone, _ = rewards_and_gradients(model, pairs[:1], RowShape(1, 32), True)
     together, _ = rewards_and_gradients(model, pairs, RowShape(4, 32), True)
-    assert np.abs(together - alone).max(axis=1).min() < 1e-6
+    assert np.abs(together - alone).max(axis=1).min() < 1e-5
 
 
 def test_no_gradient_from_padding():

@@ -75,7 +75,9 @@ def test_rope_is_exact_at_far_positions_under_bf16():
         positions = np.arange(24, dtype=np.int32)[None] + shift
         keys = np.zeros_like(positions), np.arange(24, dtype=np.int32)[None]
         at = (np.array([0]), np.array([23]))
-        far.append(cast_kernels(model, jnp.bfloat16)(tokens, positions, *keys, at, attend=attention, dtype=jnp.bfloat16))
+        far.append(
+            cast_kernels(model, jnp.bfloat16)(tokens, positions, *keys, at, attend=attention, dtype=jnp.bfloat16)
+        )
     np.testing.assert_allclose(far[0], far[1], atol=0.02 * np.abs(far[0]).max())
 
 
@@ -104,9 +106,7 @@ def test_remat_changes_no_gradient(remat):
 
         return jax.jit(jax.grad(total))(model)
 
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradient(remat), gradient("none")
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradient(remat), gradient("none"))
 
 
 def test_remat_policies_save_different_amounts():
@@ -143,7 +143,13 @@ def test_islands_stay_fp32_under_bf16():
 
 @pytest.mark.parametrize(
     ("name", "billions"),
-    [("llama2-7b", 6.607), ("llama2-13b", 12.852), ("llama3.1-8b", 7.505), ("llama3.1-70b", 69.503), ("llama3.1-405b", 403.752)],
+    [
+        ("llama2-7b", 6.607),
+        ("llama2-13b", 12.852),
+        ("llama3.1-8b", 7.505),
+        ("llama3.1-70b", 69.503),
+        ("llama3.1-405b", 403.752),
+    ],
 )
 def test_published_sizes(name, billions):
     """Parameters of the published models (safetensors totals of the hub), less their LM head, plus a score head."""

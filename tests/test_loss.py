@@ -43,7 +43,12 @@ def test_extreme_rewards_stay_finite():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"type": "hinge"}, {"label_smoothing": 0.5}, {"center_coef": -1.0}, {"type": "scaled_bradley_terry", "margin": True}],
+    [
+        {"type": "hinge"},
+        {"label_smoothing": 0.5},
+        {"center_coef": -1.0},
+        {"type": "scaled_bradley_terry", "margin": True},
+    ],
 )
 def test_senseless_settings_are_refused(settings):
     with pytest.raises(InputError, match=r"--loss\."):

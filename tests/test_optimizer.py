@@ -11,7 +11,9 @@ from easyrm.errors import InputError
 from easyrm.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 
 
-@pytest.mark.parametrize(("steps", "ratio", "end"), [(60, 0.03, 0.0), (10, 0.5, 1e-4), (7, 0.0, 0.0), (1, 0.03, 0.0), (20, 0.1, 1e-2)])
+@pytest.mark.parametrize(
+    ("steps", "ratio", "end"), [(60, 0.03, 0.0), (10, 0.5, 1e-4), (7, 0.0, 0.0), (1, 0.03, 0.0), (20, 0.1, 1e-2)]
+)
 def test_schedule(steps, ratio, end):
     config = OptimizerConfig(lr=1e-3, end_lr=end, warmup_ratio=ratio)
     schedule, warmup = learning_rate_schedule(config, steps), math.ceil(ratio * steps)
@@ -47,6 +49,36 @@ def test_updates_equal_torch_adamw(decay):
     np.testing.assert_allclose(params["kernel"], twin.detach().numpy(), rtol=2e-5)
 
 
+@pytest.mark.parametrize(
+    "knob",
+    [
+        {"lr": 2e-2},
+        {"end_lr": 1e-3},
+        {"warmup_ratio": 0.5},
+        {"b1": 0.5},
+        {"b2": 0.9},
+        {"eps": 1e-2},
+        {"weight_decay": 0.5},
+    ]
+    + [{"clip_norm": 1e-3}, {"mu_dtype": "bf16"}],
+)
+def test_every_knob_changes_the_third_update(knob):
+    def third(config):
+        optimizer, params = make_optimizer(config, 4), {"kernel": jnp.ones((2, 3))}
+        state = optimizer.init(params)
+        for scale in (1.0, -3.0, 0.5):
+            updates, state = optimizer.update({"kernel": scale * jnp.arange(6.0).reshape(2, 3)}, state, params)
+        return np.asarray(updates["kernel"])
+
+    assert (
+        np.abs(
+            third(OptimizerConfig(lr=1e-2, **knob) if "lr" not in knob else OptimizerConfig(**knob))
+            - third(OptimizerConfig(lr=1e-2))
+        ).max()
+        > 1e-7
+    )
+
+
 def test_norms_do_not_decay():
     config = OptimizerConfig(lr=1e-2, end_lr=1e-2, warmup_ratio=0.0, weight_decay=0.5)
     params = {"norm": {"weight": jnp.ones(3)}, "o_proj": {"kernel": jnp.ones((3, 3))}}
@@ -58,7 +90,10 @@ def test_norms_do_not_decay():
 
 def test_moments_in_bf16_on_request():
     state = make_optimizer(OptimizerConfig(mu_dtype="bf16"), 2).init({"kernel": jnp.ones(3)})
-    dtypes = {str(leaf.dtype) for leaf in state[1][0].mu.values()}, {str(leaf.dtype) for leaf in state[1][0].nu.values()}
+    dtypes = (
+        {str(leaf.dtype) for leaf in state[1][0].mu.values()},
+        {str(leaf.dtype) for leaf in state[1][0].nu.values()},
+    )
     assert dtypes == ({"bfloat16"}, {"float32"})
 
 

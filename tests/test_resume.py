@@ -100,7 +100,15 @@ def test_another_configuration_or_other_data_is_refused(world, tmp_path):
 def test_a_non_finite_loss_names_step_pairs_and_checkpoint(world, tmp_path):
     settings, _ = world
     with pytest.raises(NonFiniteLoss, match=r"step 5: .* the last good checkpoint is 3; .*pairs.jsonl:\d+"):
-        run({**settings, "optimizer.lr": 1e38, "optimizer.warmup_ratio": 0.4, "save_freq": 3, "output_dir": str(tmp_path)})
+        run(
+            {
+                **settings,
+                "optimizer.lr": 1e38,
+                "optimizer.warmup_ratio": 0.4,
+                "save_freq": 3,
+                "output_dir": str(tmp_path),
+            }
+        )
     assert max(line["step"] for line in lines_of(tmp_path)) < 5
 
 

@@ -2,9 +2,12 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from runs import call, lines_of, make_pairs, make_world, run, write_lines
+
+from easyrm.errors import InputError
 
 KEYS = {
     "step", "loss", "accuracy", "chosen_reward_mean", "rejected_reward_mean", "chosen_reward_std", "rejected_reward_std",
@@ -55,26 +58,20 @@ def test_tokens_are_counted_as_they_are(world):
     epoch = run({**settings, "total_steps": 12, "output_dir": str(folder / "epoch")})
     epoch = [line for line in epoch if "loss" in line]
     assert sum(line["tokens_unique"] for line in epoch) == record["data"]["train"]["tokens_unique"]
-    shapes = {rows * length for rows, length in json.loads((folder / "epoch" / "config.json").read_text())["row_shapes"]}
+    shapes = {
+        rows * length for rows, length in json.loads((folder / "epoch" / "config.json").read_text())["row_shapes"]
+    }
     assert {line["tokens_computed"] for line in epoch} <= shapes
     assert all(line["tokens_computed"] >= line["tokens_unique"] for line in epoch)
 
 
+# Knobs of the loss and of the optimizer have their own tests; here, one of each shows that they arrive.
 KNOBS = {
     "seed": 1,
     "dtype": "bf16",
     "data.shuffle": False,
     "data.batch_size": 3,
     "optimizer.lr": 2e-3,
-    "optimizer.end_lr": 1e-3,
-    "optimizer.warmup_ratio": 0.5,
-    "optimizer.b1": 0.5,
-    "optimizer.b2": 0.9,
-    "optimizer.eps": 1e-2,
-    "optimizer.weight_decay": 0.5,
-    "optimizer.clip_norm": 1e-3,
-    "optimizer.mu_dtype": "bf16",
-    "loss.center_coef": 0.5,
     "loss.label_smoothing": 0.2,
     "model.score_std": 0.5,
 }
@@ -89,7 +86,10 @@ def test_every_knob_changes_the_losses(world, tmp_path, name):
     assert len(losses) == 6 and np.abs(np.array(losses) - base).max() > 1e-7
 
 
-@pytest.mark.parametrize(("name", "value"), [("model.remat", "none"), ("data.packing", False), ("data.row_length", 512), ("data.micro_batches", 2)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model.remat", "none"), ("data.packing", False), ("data.row_length", 512), ("data.micro_batches", 2)],
+)
 def test_what_must_not_change_the_losses(world, tmp_path, name, value):
     settings, lines, folder = world
     changed = run({**settings, "data.eval": "", name: value, "output_dir": str(tmp_path)})
@@ -97,7 +97,9 @@ def test_what_must_not_change_the_losses(world, tmp_path, name, value):
         [line["loss"] for line in changed], [line["loss"] for line in lines if "loss" in line], rtol=1e-5
     )
     if name.startswith("data."):
-        before, after = (json.loads((path / "config.json").read_text())["row_shapes"] for path in (folder / "base", tmp_path))
+        before, after = (
+            json.loads((path / "config.json").read_text())["row_shapes"] for path in (folder / "base", tmp_path)
+        )
         assert before != after
 
 
@@ -110,6 +112,21 @@ def test_margins_change_the_losses(world, tmp_path):
         for i, how in enumerate([{}, {"loss.margin": True}, {"loss.type": "scaled_bradley_terry"}])
     ]
     assert losses[0][0] < losses[1][0] and losses[0][0] < losses[2][0]
+
+
+def test_profile_and_compilation_cache(world, tmp_path, monkeypatch):
+    settings, _, _ = world
+    before = jax.config.jax_compilation_cache_dir
+    cache, output = tmp_path / "cache", tmp_path / "run"
+    settings = {**settings, "data.eval": "", "data.batch_size": 5, "output_dir": str(output)}
+    try:
+        run({**settings, "profile_steps": "2,3", "compilation_cache": str(cache)})
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert list((output / "profile").rglob("*.xplane.pb"))
+    assert any("train_step" in path.name for path in cache.iterdir())
+    with pytest.raises(InputError, match="--profile_steps=3"):
+        run({**settings, "profile_steps": "3"})
 
 
 def test_log_freq_and_tensorboard(world, tmp_path, monkeypatch):
@@ -150,4 +167,3 @@ def test_real_pairs_train_without_a_warning(shared, tmp_path):
     report = json.loads((tmp_path / "config.json").read_text())["data"]["train"]
     assert report["read"] == 4408 == report["kept"] + sum(report["dropped"].values())
     assert len(lines_of(tmp_path)) == 3
-

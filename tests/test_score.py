@@ -67,7 +67,11 @@ def test_refusals(trained, tmp_path, shared):
     check("score", {"model": "", **there}, "--model is empty")
     check("score", {"model": tmp_path / "nothing", **there}, "no such model")
     check("score", {"model": shared / "checkpoints" / "stories260K", **there}, "without a score head")
-    check("convert", {"checkpoint": trained / "checkpoints" / "1", "output": tmp_path / "o"}, "has no step 1; complete steps are [2, 3]")
+    check(
+        "convert",
+        {"checkpoint": trained / "checkpoints" / "1", "output": tmp_path / "o"},
+        "has no step 1; complete steps are [2, 3]",
+    )
     check("convert", {"checkpoint": tmp_path, "output": tmp_path / "o"}, "no such file")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")

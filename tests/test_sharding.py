@@ -15,13 +15,21 @@ from easyrm.training.optimizer import OptimizerConfig, make_optimizer
 
 @pytest.mark.parametrize(
     ("text", "sizes"),
-    [("1,-1,8", (1, 4, 8)), ("-1,1,1", (32, 1, 1)), ("dp:1,fsdp:-1,mp:2", (1, 16, 2)), ("2,8,2", (2, 8, 2)), ("mp:2,fsdp:2,dp:-1", (8, 2, 2))],
+    [
+        ("1,-1,8", (1, 4, 8)),
+        ("-1,1,1", (32, 1, 1)),
+        ("dp:1,fsdp:-1,mp:2", (1, 16, 2)),
+        ("2,8,2", (2, 8, 2)),
+        ("mp:2,fsdp:2,dp:-1", (8, 2, 2)),
+    ],
 )
 def test_mesh_dim(text, sizes):
     assert parse_mesh_dim(text, 32) == sizes
 
 
-@pytest.mark.parametrize("text", ["1,-1,-1", "1,3,-1", "2,2,2", "1,1", "a,b,c", "0,-1,1", "dp:1,tp:-1,mp:8", "1,-2,1", ""])
+@pytest.mark.parametrize(
+    "text", ["1,-1,-1", "1,3,-1", "2,2,2", "1,1", "a,b,c", "0,-1,1", "dp:1,tp:-1,mp:8", "1,-2,1", ""]
+)
 def test_mesh_dim_refused(text):
     with pytest.raises(InputError, match="--mesh_dim"):
         parse_mesh_dim(text, 32)
@@ -54,4 +62,6 @@ def test_what_does_not_divide_is_refused_with_the_numbers():
         check_heads(make_mesh("1,2,4"), 8, 2)
     model = jax.eval_shape(lambda: random_model(VARIANTS["mqa_head_dim"]))  # mlp width 56, D 32
     with pytest.raises(InputError, match="fsdp.*=8 does not divide"):
-        state_shardings(make_mesh("1,8,1"), jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((3, 36, 36), leaf.dtype), model))
+        state_shardings(
+            make_mesh("1,8,1"), jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((3, 36, 36), leaf.dtype), model)
+        )

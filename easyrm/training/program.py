@@ -27,8 +27,12 @@ MIB = 2**20
 
 def make_forward(mesh: Mesh, *, dtype: str, remat: str = "none", implementation: str = "auto") -> Forward:
     """How a model runs on a mesh: attention on each device's rows and heads, the residual stream sharded each block."""
+    platform = mesh.devices.flat[0].platform
     if implementation == "auto":
-        implementation = fastest(mesh.devices.flat[0].platform)
+        implementation = fastest(platform)
+    needed = {"splash": "tpu", "pallas_gpu": "gpu"}.get(implementation, platform)
+    if needed != platform:
+        raise InputError(f"--model.attention={implementation} runs on {needed}, not on {platform}; use auto")
     attend = sharding.over_devices(mesh, functools.partial(attention, implementation=implementation))
     residual = sharding.residual_sharding(mesh)
     return Forward(DTYPES[dtype], attend, remat, lambda x: jax.lax.with_sharding_constraint(x, residual))
@@ -69,19 +73,23 @@ class Program:
         self._rewards = jax.jit(make_reward_step(self._forward))
         self._compiled: dict[RowShape, Any] = {}
 
-    def compile(self, batches: Batches, say: Callable[[str], None]) -> None:
-        """Compile the step for every shape of `batches`, all at once, and say what it takes of each device."""
+    def trace(self, rows: RowBatch) -> jax.stages.Traced:
+        """The training step for rows of these shapes (arrays or abstract), to be looked at, lowered and compiled.
+
+        Raises InputError where mp does not divide the row length.
+        """
+        length, ways = rows.tokens.shape[-1], self._mesh.shape["mp"]
+        if length % ways:
+            raise InputError(f"--mesh_dim: mp={ways} does not divide rows of {length} tokens")
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         step = jax.jit(self._step, donate_argnums=0, out_shardings=(shardings, None))
+        return step.trace(self.abstract, abstract_arrays(rows, sharding.batch_shardings(self._mesh, rows)))
+
+    def compile(self, batches: Batches, say: Callable[[str], None]) -> None:
+        """Compile the step for every shape of `batches`, all at once, and say what it takes of each device."""
 
         def compile_one(shape):
-            if shape.length % self._mesh.shape["mp"]:
-                raise InputError(
-                    f"--mesh_dim: mp={self._mesh.shape['mp']} does not divide rows of {shape.length} tokens"
-                )
-            rows = batches.empty(shape)
-            rows = abstract_arrays(rows, sharding.batch_shardings(self._mesh, rows))
-            return step.lower(self.abstract, rows).compile()
+            return self.trace(batches.empty(shape)).lower().compile()
 
         began = time.monotonic()
         with ThreadPoolExecutor() as pool:
@@ -92,7 +100,7 @@ class Program:
 
     def _memory(self, shape: RowShape) -> str:
         taken = self._compiled[shape].memory_analysis()
-        parameters, moments = (_bytes_per_device(jax.tree.leaves(tree)) for tree in self.abstract)
+        parameters, moments = (bytes_per_device(jax.tree.leaves(tree)) for tree in self.abstract)
         sizes = {
             "parameters": parameters,
             "moments": moments,
@@ -129,5 +137,6 @@ def _shape(batch: RowBatch) -> RowShape:
     return RowShape(micro_batches * rows, length)
 
 
-def _bytes_per_device(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
+def bytes_per_device(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
+    """What arrays of these shapes and shardings take of one device."""
     return sum(leaf.dtype.itemsize * int(np.prod(leaf.sharding.shard_shape(leaf.shape))) for leaf in leaves)

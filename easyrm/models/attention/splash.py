@@ -1,6 +1,6 @@
 """Attention for TPUs: JAX's splash kernel (Pallas), whose block map and mask are computed from the rows' intervals.
 
-R rows, L row length, N heads, K key-value heads, H head size, B block size, Q = L / B blocks a row.
+R rows, L row length (padded to a multiple of B), N heads, K key-value heads, H head size, B block size, Q = L / B.
 
 JAX offers the kernel with masks known when it is traced, or with a dynamic one as large as the scores. This file calls
 the private function underneath, `_splash_attention`: its mask function sees one int32 a query, which here carries both
@@ -45,9 +45,10 @@ def splash_attention(
     """Softmax attention over keys first_key[r, i] <= j <= last_key[r, i], scaled by 1/sqrt(H).
 
     q [R, L, N, H], k and v [R, L, K, H], first_key and last_key int32[R, L] -> [R, L, N, H] in q's dtype. Scores and
-    softmax are fp32. Every query must see at least one key. Blocks that no query sees are skipped, forward and
-    backward, and nothing of L x L exists. `interpret` runs the kernel's program on any platform, slowly. Under
-    shard_map it needs check_vma=False, as the kernel does. Raises ValueError for a row of more than LONGEST_ROW tokens.
+    softmax are fp32; products take jax_default_matmul_precision. Every query must see at least one key. Blocks that no
+    query sees are skipped, forward and backward, and nothing of L x L exists. `interpret` runs the kernel's program on
+    any platform, slowly. Under shard_map it needs check_vma=False, as the kernel does. Raises ValueError for a row of
+    more than LONGEST_ROW tokens.
     """
     length = q.shape[1]
     if length > LONGEST_ROW:
@@ -58,12 +59,12 @@ def splash_attention(
     if problem := incompatibility():
         warnings.warn(f"no splash attention: {problem}; using --model.attention=xla, which is slower", stacklevel=2)
         return dense_attention(q, k, v, first_key, last_key)
-    padded = -(-length // BLOCK_SIZES[-1]) * BLOCK_SIZES[-1]
+    block, padded = block_size(length)
     heads_first = [_pad(x, padded).swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v)]
     itself = jnp.broadcast_to(jnp.arange(padded, dtype=jnp.int32), (q.shape[0], padded))
     intervals = [itself.at[:, :length].set(x) for x in (first_key, last_key)]
     # The kernel prefetches its block map as scalars, which JAX batches by a loop in any case.
-    mixed = jax.lax.map(functools.partial(_row, interpret=interpret), (*heads_first, *intervals))
+    mixed = jax.lax.map(functools.partial(_row, block=block, interpret=interpret), (*heads_first, *intervals))
     return mixed.swapaxes(1, 2)[:, :length]
 
 
@@ -79,6 +80,13 @@ def incompatibility() -> str:
     return ""
 
 
+def block_size(length: int) -> tuple[int, int]:
+    """(B, padded row length): the largest block that adds at most an eighth to the row, else the smallest."""
+    padded = {size: -(-length // size) * size for size in BLOCK_SIZES}
+    block = next((size for size in BLOCK_SIZES if 8 * padded[size] <= 9 * length), BLOCK_SIZES[-1])
+    return block, padded[block]
+
+
 def block_map(first_key: jax.Array, last_key: jax.Array, block: int) -> jax.Array:
     """Which blocks of keys some query of a block sees, bool[Q, Q], of one row's int32[L] intervals."""
     starts = jnp.arange(0, first_key.shape[0], block)
@@ -86,10 +94,9 @@ def block_map(first_key: jax.Array, last_key: jax.Array, block: int) -> jax.Arra
     return seen.reshape(len(starts), block, len(starts)).any(1)
 
 
-def _row(arrays: tuple[jax.Array, ...], interpret: bool) -> jax.Array:
+def _row(arrays: tuple[jax.Array, ...], block: int, interpret: bool) -> jax.Array:
     """One row: scaled q [N, L, H], k and v [K, L, H], first_key and last_key int32[L] -> [N, L, H]."""
     q, k, v, first_key, last_key = arrays
-    block = next(size for size in BLOCK_SIZES if q.shape[1] % size == 0)
     visible = block_map(first_key, last_key, block)
     packed = (first_key << 16) | last_key
     by_query = _mask_info(visible, _nearest_visible(visible), packed)

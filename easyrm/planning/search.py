@@ -1,0 +1,92 @@
+"""Which slice, mesh, micro-batches and remat to compile: all are ranked by arithmetic, the best few compiled."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from easyrm.chips import TPUS
+from easyrm.config import RunConfig
+from easyrm.models.config import LlamaConfig
+from easyrm.planning.estimate import Roofline, hbm_traffic, memory_bytes, roofline, sent_bytes, step_flops
+from easyrm.planning.topology import SLICES, Slice, parse_topology
+from easyrm.planning.workload import Demand, Work, work_on
+
+MICRO_BATCHES = (1, 2, 4)
+REMATS = ("nothing_saveable", "dots_with_no_batch_dims_saveable", "none")
+SLACK = 1.15  # an estimate of memory may be that much too high before a candidate is dropped for it
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A way to run the recipe and its estimate; `dollars` a step, or chip-seconds where no price is known."""
+
+    slice: Slice
+    mesh: tuple[int, int, int]
+    remat: str
+    work: Work
+    memory: float
+    roofline: Roofline
+    dollars: float
+
+    @property
+    def mesh_dim(self) -> str:
+        """As --mesh_dim takes it."""
+        return ",".join(map(str, self.mesh))
+
+
+def all_slices() -> list[Slice]:
+    """Every slice of the table, smallest first in each generation."""
+    return [parse_topology(f"{name}:{shape}") for name in TPUS for shape in SLICES[name]]
+
+
+def meshes(llama: LlamaConfig, chips: int) -> Iterator[tuple[int, int, int]]:
+    """(dp, fsdp, mp) that divide the model over so many chips, dp 1: replicas hold more and need as many rows."""
+    for mp in (1, 2, 4, 8):
+        even = llama.num_key_value_heads % mp == 0 and llama.num_attention_heads % mp == 0
+        if chips % mp == 0 and even and llama.hidden_size % chips == 0 and llama.intermediate_size % mp == 0:
+            yield 1, chips // mp, mp
+
+
+def rank(
+    config: RunConfig, llama: LlamaConfig, demand: Demand, slices: Iterable[Slice], prices: dict[str, float]
+) -> tuple[list[Candidate], int]:
+    """(candidates that may fit, cheapest first by the estimate; how many were dropped because they cannot)."""
+    kept, dropped = [], 0
+    mu_bytes = 2 if config.optimizer.mu_dtype == "bf16" else 4
+    for tpu in slices:
+        for mesh in meshes(llama, tpu.chips):
+            for micro_batches in MICRO_BATCHES:
+                for remat in REMATS:
+                    candidate = _estimate(config, llama, demand, tpu, mesh, micro_batches, remat, prices, mu_bytes)
+                    if candidate.memory > SLACK * tpu.chip.hbm or candidate.work.shape.length % mesh[2]:
+                        dropped += 1
+                    else:
+                        kept.append(candidate)
+    return sorted(kept, key=lambda found: (found.dollars, found.roofline.step, found.memory)), dropped
+
+
+def to_compile(ranked: list[Candidate]) -> Iterator[Candidate]:
+    """The cheapest first, one of each slice and mesh after the other, since neighbours on the list are alike."""
+    seen = set()
+    for candidate in ranked:
+        key = candidate.slice.name, candidate.mesh
+        if key not in seen:
+            seen.add(key)
+            yield candidate
+
+
+def fewer_idle(llama: LlamaConfig, chips: int, demand: Demand, config: RunConfig) -> str:
+    """The mesh of so many chips whose groups all have rows, with the smallest mp; "" where there is none."""
+    for mesh in meshes(llama, chips):
+        if not work_on(demand, config, mesh[0] * mesh[1], config.data.micro_batches).idle:
+            return ",".join(map(str, mesh))
+    return ""
+
+
+def _estimate(config, llama, demand, tpu, mesh, micro_batches, remat, prices, mu_bytes) -> Candidate:
+    axes = dict(zip(("dp", "fsdp", "mp"), mesh, strict=True))
+    work = work_on(demand, config, mesh[0] * mesh[1], micro_batches)
+    flops = step_flops(llama, work, demand.visible_keys, remat) / tpu.chips
+    limits = roofline(tpu.chip, flops, hbm_traffic(llama, axes, work, remat), sent_bytes(llama, axes, work, remat))
+    memory = memory_bytes(llama, axes, work, remat, mu_bytes)
+    cost = limits.step / 3600 * tpu.chips * prices[tpu.generation] if prices else limits.step * tpu.chips
+    return Candidate(tpu, mesh, remat, work, memory, limits, cost)
