@@ -59,8 +59,9 @@ class RunConfig:
     `total_steps` 0 means `num_epochs` of the data. `eval_freq` and `save_freq` count steps; 0 means at the end only.
     `log_freq`: steps a line of metrics.jsonl. `keep_checkpoints`: how many of the newest stay. `export`: write the
     Hugging Face directory at the end, in `export_dtype`. `distributed`: auto (where a TPU or JAX_COORDINATOR_ADDRESS
-    is found), true or false. `compilation_cache`: a directory (local or gs://) that keeps compiled programs for the next
-    start. `profile_steps`: first and last step of a profiler trace, as in 10,13. `tensorboard` and `wandb_project` send the metrics there too.
+    is found), true or false. `compilation_cache`: a directory (local or gs://) that keeps compiled programs for the
+    next start. `profile_steps`: first and last step of a profiler trace, as in 10,13. `tensorboard` and
+    `wandb_project` send the metrics there too.
     """
 
     recipe: str = ""

@@ -15,7 +15,7 @@ from easyrm.config import RunConfig
 from easyrm.models.config import LlamaConfig
 from easyrm.train_rm import train
 
-WORDS = "ant bee cat dog eel fox gnu hen ibis jay kite lion mole newt owl pig quail rat seal toad vole wren yak".split()
+WORDS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay", "kite", "lion", "mole", "newt", "owl"]
 TINY_MODEL = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",

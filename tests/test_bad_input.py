@@ -55,8 +55,7 @@ def test_mesh(refused):
     refused(r"mp=4 does not divide num_key_value_heads=2; use mp in \{1, 2\}", mesh_dim="1,2,4")
 
 
-def test_files(refused, world, tmp_path):
-    folder, _ = world
+def test_files(refused, tmp_path):
     refused("no such file", data__train=str(tmp_path / "nothing.jsonl"))
     refused("no such file", model__config=str(tmp_path / "config.json"))
     refused("tokenizer.*no such file", tokenizer=str(tmp_path / "nothing"))

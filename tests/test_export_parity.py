@@ -1,4 +1,4 @@
-"""Rewards of an export, in transformers on torch, are those that easyrm computes; on real pairs where they are there."""
+"""Rewards of an export, in transformers on torch, are those that easyrm computes, on real pairs too."""
 
 import gzip
 import json

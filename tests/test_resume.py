@@ -1,14 +1,13 @@
 """Stopped anywhere, a run goes on as if it had not been: bit for bit on its mesh, to rounding on another."""
 
-import json
 import os
 import signal
 import subprocess
-import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import call, command, lines_of, make_world, run
+from runs import command, lines_of, make_world, run
 
 from easyrm.errors import InputError, NonFiniteLoss
 from easyrm.training.interrupt import Interrupt
@@ -91,7 +90,7 @@ def test_another_configuration_or_other_data_is_refused(world, tmp_path):
     with pytest.raises(InputError, match=r"another configuration: --optimizer.lr=0.5 \(there: 0.001\)"):
         run({**settings, "optimizer.lr": 0.5})
     other = tmp_path / "other.jsonl"
-    lines = open(settings["data.train"]).read().splitlines(True)
+    lines = Path(settings["data.train"]).read_text().splitlines(True)
     other.write_text("".join(lines[1:]))
     with pytest.raises(InputError, match="other data"):
         run({**settings, "data.train": str(other)})
@@ -114,7 +113,7 @@ def test_a_non_finite_loss_names_step_pairs_and_checkpoint(world, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_resume(world, tmp_path, number):
-    settings, whole = world
+    settings, _ = world
     settings = {**settings, "output_dir": str(tmp_path), "num_epochs": 400.0, "mesh_dim": "1,1,1"}
     process = subprocess.Popen(
         command("train_rm", settings),

@@ -10,9 +10,9 @@ from runs import call, lines_of, make_pairs, make_world, run, write_lines
 from easyrm.errors import InputError
 
 KEYS = {
-    "step", "loss", "accuracy", "chosen_reward_mean", "rejected_reward_mean", "chosen_reward_std", "rejected_reward_std",
-    "margin", "learning_rate", "grad_norm", "param_norm", "pairs", "pairs_per_second", "tokens_per_second",
-    "tokens_computed", "tokens_unique", "step_time",
+    "step", "loss", "accuracy", "chosen_reward_mean", "rejected_reward_mean", "chosen_reward_std",
+    "rejected_reward_std", "margin", "learning_rate", "grad_norm", "param_norm", "pairs", "pairs_per_second",
+    "tokens_per_second", "tokens_computed", "tokens_unique", "step_time",
 }  # fmt: skip
 
 

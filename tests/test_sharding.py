@@ -61,7 +61,7 @@ def test_what_does_not_divide_is_refused_with_the_numbers():
     with pytest.raises(InputError, match=r"mp=4 does not divide num_key_value_heads=2; use mp in \{1, 2\}"):
         check_heads(make_mesh("1,2,4"), 8, 2)
     model = jax.eval_shape(lambda: random_model(VARIANTS["mqa_head_dim"]))  # mlp width 56, D 32
-    with pytest.raises(InputError, match="fsdp.*=8 does not divide"):
+    with pytest.raises(InputError, match=r"fsdp.*=8 does not divide"):
         state_shardings(
             make_mesh("1,8,1"), jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((3, 36, 36), leaf.dtype), model)
         )
