@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 import json
 import sys
+from collections.abc import Callable
 
 from absl import flags
 
@@ -106,9 +107,8 @@ def steps_of(config: RunConfig, demand: Demand) -> int:
     return config.total_steps or max(1, int(config.num_epochs * demand.pairs / demand.batch_size))
 
 
-def plan_one(config: RunConfig, llama: LlamaConfig, request: Request) -> tuple[Plan, str]:
+def plan_one(config: RunConfig, llama: LlamaConfig, tpu: Slice, request: Request) -> tuple[Plan, str]:
     """The plan of the one slice and mesh that the flags name, and a mesh without idle devices where it has some."""
-    tpu = parse_topology(request.topology)
     dp, fsdp, _ = parse_mesh_dim(config.mesh_dim, tpu.chips)
     demand = demand_of(config, llama, request, dp * fsdp)
     work = work_on(demand, config, dp * fsdp, config.data.micro_batches)
@@ -117,10 +117,11 @@ def plan_one(config: RunConfig, llama: LlamaConfig, request: Request) -> tuple[P
     return plan, fewer_idle(llama, tpu.chips, demand, config) if work.idle else ""
 
 
-def plan_search(config: RunConfig, llama: LlamaConfig, request: Request, say) -> list[Plan]:
+def plan_search(
+    config: RunConfig, llama: LlamaConfig, slices: list[Slice], request: Request, say: Callable[[str], None]
+) -> list[Plan]:
     """Rank every way to run the recipe by arithmetic, compile the best until `best` fit, and say so in a table."""
     prices = prices_of(request.price)
-    slices: list[Slice] = [parse_topology(name) for name in request.topology.split(",") if name] or all_slices()
     slices = [tpu for tpu in slices if not prices or tpu.generation in prices]
     # Row counts follow the mesh: real pairs are laid out for one group of devices, and filled up for more.
     demand = demand_of(config, llama, request, 1)
@@ -153,17 +154,19 @@ def main() -> None:
         config = run_config()
         request = requested(config, values)
         llama = model_shape(config.model)
+        if not request.topology and not values.search:
+            raise InputError("--topology is empty: name a slice, as --topology=v5p:2x4x4, or give --search")
+        named = [parse_topology(name) for name in request.topology.split(",") if name]
         check_libtpu()
         if values.search:
             say = (lambda line: None) if values.json else lambda line: print(line, flush=True)
-            found = plan_search(config, llama, request, say)
+            found = plan_search(config, llama, named or all_slices(), request, say)
             if values.json:
                 print("\n".join(json.dumps(as_dict(plan)) for plan in found))
             return
-        if not request.topology:
-            raise InputError("--topology is empty: name a slice, as --topology=v5p:2x4x4, or give --search")
-        found, better_mesh = plan_one(config, llama, request)
-        print(json.dumps(as_dict(found)) if values.json else as_text(found, better_mesh))
+        found, better_mesh = plan_one(config, llama, parse_topology(request.topology), request)
+        as_json = {**as_dict(found), "better_mesh": better_mesh or None}
+        print(json.dumps(as_json) if values.json else as_text(found, better_mesh))
 
     run_command(plan, define_plan_flags)
 

@@ -64,7 +64,7 @@ def train(config: RunConfig) -> None:
         state = program.random_state()
 
     step = done
-    with Interrupt() as interrupt, open_metrics(config, directory, record, first=done + 1) as log:
+    with checkpoints, Interrupt() as interrupt, open_metrics(config, directory, record, first=done + 1) as log:
         report = StepReport(
             log.write,
             log_freq=config.log_freq,
@@ -94,7 +94,6 @@ def train(config: RunConfig) -> None:
             if stop:
                 break
         batches.close()
-        checkpoints.close()
     if step < inputs.steps:
         say(
             f"stopped by {interrupt.signal.name}: saved after step {step} of {inputs.steps} in {directory}; "

@@ -72,7 +72,7 @@ def test_made_pairs(tmp_path, shape):
 def test_real_pairs(tmp_path, shared):
     with gzip.open(shared / "data" / "hh_train.jsonl.gz", "rt") as file:
         pairs = [json.loads(line) for line in file]
-    pairs = [pair for pair in pairs if len(json.dumps(pair)) < 1500][:64]
+    pairs = [pair for pair in pairs if len(json.dumps(pair)) < 800][:64]
     settings = make_world(tmp_path, pairs=16)
     for name, init in {
         "golden": {"model.init_from": shared / "golden" / "init_llama2", "tokenizer": shared / "golden" / "tokenizer"},

@@ -1,4 +1,4 @@
-"""The recipes: they are flags of train_rm, say what the model cards say, and name the slice that they were planned on."""
+"""The recipes: they are flags of train_rm, say what the model cards say, and name the slice they were planned on."""
 
 import re
 

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -213,7 +214,10 @@ class _Writer:
         report = {"files": self.files, "read": self.read, "kept": self.kept, "dropped": dropped}
         report |= {**self.totals, "longest": self.longest}
         index = np.memmap(self.index, _INDEX, mode="r", shape=(self.kept,))
-        return PairStore(report, self.digest.hexdigest(), self.max_token_id, self.examples, self.tokens, index)
+        self.index.close()  # the map stays
+        store = PairStore(report, self.digest.hexdigest(), self.max_token_id, self.examples, self.tokens, index)
+        weakref.finalize(store, self.tokens.close)
+        return store
 
 
 def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:

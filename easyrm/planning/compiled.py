@@ -23,7 +23,7 @@ _AMOUNT = r"([\d.]+)([KMGT]?)i?B?"
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one chip. `temporaries` is all that is alive beside state and batch: gradients, saved activations.
+    """Bytes of one chip. `temporaries` is what is alive beside the state at the peak: gradients, saved activations.
 
     Where the step does not fit, `temporaries` and `peak` are None and `refused` says what the compiler asked for.
     """
@@ -124,9 +124,9 @@ def _memory(program: Program, compiled: jax.stages.Compiled | None, tpu: Slice, 
     if compiled is None:
         return Memory(tpu.chip.hbm, parameters, moments, None, None, 0, refused)
     taken = compiled.memory_analysis()
-    # The new state takes the place of the old one; what is left of the outputs are the metrics.
-    temporaries = taken.temp_size_in_bytes + taken.output_size_in_bytes - taken.alias_size_in_bytes
-    peak = taken.argument_size_in_bytes + temporaries + taken.generated_code_size_in_bytes
+    # The sum of all temporaries is more than is ever alive at once, even more than fits; the peak is what counts.
+    peak = taken.peak_memory_in_bytes
+    temporaries = peak - parameters - moments
     return Memory(tpu.chip.hbm, parameters, moments, temporaries, peak, taken.host_temp_size_in_bytes, "")
 
 

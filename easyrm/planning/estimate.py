@@ -49,7 +49,8 @@ def memory_bytes(llama: LlamaConfig, mesh: dict[str, int], work: Work, remat: st
     weights = llama.num_hidden_layers * layer_weights(llama)
     tokens = work.shape.capacity / work.micro_batches / work.groups
     width, inner = llama.hidden_size, llama.intermediate_size
-    saved = {"nothing_saveable": width, "offload": 0}.get(remat, 6 * width + 3 * inner)
+    kinds = {"nothing_saveable": width, "offload": 0, "none": 14 * width + 5 * inner}
+    saved = kinds.get(remat, 8 * width + 3 * inner)
     kept = llama.num_hidden_layers * tokens * saved * BF16 / mesh["mp"]
     block = 2 * layer_weights(llama) * BF16 / mesh["mp"] + tokens * (8 * width + 4 * inner) * BF16 / mesh["mp"]
     return state_bytes(llama, shards, mu_bytes) + weights * (FP32 + BF16) / shards + kept + block

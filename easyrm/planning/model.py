@@ -9,8 +9,8 @@ from easyrm.hf.config import read_config
 from easyrm.hf.hub import hub_name
 from easyrm.models.config import SIZES, LlamaConfig
 
-# Models on the hub that are of a named size, as their config.json says: no network is needed to plan for them. Tulu's
-# vocabularies have a few tokens more, which changes no figure here.
+# Models on the hub that are of a named size: no network is needed to plan for them. A few tokens more, as fine-tunes
+# add to the vocabulary, change no figure here.
 PUBLISHED = {
     "allenai/tulu-2-13b": "llama2-13b",
     "allenai/llama-3.1-tulu-2-8b": "llama3.1-8b",

@@ -76,7 +76,7 @@ def typical_demand(config: RunConfig, pair_tokens: int, pairs: int) -> Demand:
     keys = 2 * side * side / 2 - (tokens / 3) ** 2 / 2
     assumed = (
         f"{tokens} unique tokens a pair ({source}; --data.train=FILE takes real ones), a third of them shared",
-        f"{pairs} pairs an epoch (--pairs)",
+        f"{pairs} pairs an epoch (--pairs gives another number)",
     )
     batch = config.data.batch_size
     return Demand(batch, batch * tokens, batch * keys, pairs, None, assumed)

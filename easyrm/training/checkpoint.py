@@ -11,7 +11,7 @@ from easyrm.training.step import TrainState
 
 
 class Checkpoints:
-    """The steps under `directory` (local or gs://); saving is asynchronous, `close` waits for it.
+    """The steps under `directory` (local or gs://); saving is asynchronous, and leaving the context waits for it.
 
     A step is named after the optimizer updates made. Steps that were not written to their end do not count.
     """
@@ -21,6 +21,13 @@ class Checkpoints:
         self.directory = epath.Path(directory)
         options = ocp.CheckpointManagerOptions(preservation_policy=preservation_policy.LatestN(keep))
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        # Also when training fails: a checkpoint that is being written must become complete.
+        self._manager.close()
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
@@ -52,14 +59,6 @@ class Checkpoints:
             ),
         )
         return TrainState(found.model, found.optimizer), found.stream["position"]
-
-    def wait(self) -> None:
-        """Return when every save that was started is complete."""
-        self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        """Finish what is being saved and release the manager."""
-        self._manager.close()
 
 
 def restore_model(directory: str | epath.Path, step: int | None, model: Any) -> tuple[Any, int]:

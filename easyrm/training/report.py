@@ -64,7 +64,7 @@ class StepReport:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
         seconds, self._began = now - self._began, now
-        if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
+        if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm", "param_norm")):
             raise NonFiniteLoss(self._non_finite(step, values, indices))
         if step % self._log_freq:
             return
@@ -92,6 +92,6 @@ class StepReport:
         good = "no checkpoint precedes it" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
         pairs = ", ".join(self._pairs[index].where for index in indices)
         return (
-            f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; {good}; lower --optimizer.lr or "
-            f"look at its pairs: {pairs}"
+            f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}, parameter norm "
+            f"{values['param_norm']}; {good}; lower --optimizer.lr or look at its pairs: {pairs}"
         )
