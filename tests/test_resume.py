@@ -83,6 +83,17 @@ def test_finished_run_has_nothing_left_to_do(world, tmp_path, capsys):
     assert run({**settings, "export": True}) == first  # an export that is there is left alone
 
 
+def test_a_relative_output_dir(world, tmp_path, monkeypatch):
+    settings, whole = world
+    monkeypatch.chdir(tmp_path)
+    settings = {**settings, "output_dir": "here/run", "save_freq": 1}
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(SystemExit):
+            run(settings)
+    assert [line["loss"] for line in run(settings)] == [line["loss"] for line in whole]
+
+
 def test_another_configuration_or_other_data_is_refused(world, tmp_path):
     settings, _ = world
     settings = {**settings, "output_dir": str(tmp_path), "total_steps": 1}

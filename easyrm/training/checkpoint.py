@@ -18,9 +18,8 @@ class Checkpoints:
 
     def __init__(self, directory: str | epath.Path, keep: int = 2):
         """Keep the newest `keep` steps while saving; the latest is never deleted."""
-        self.directory = epath.Path(directory)
         options = ocp.CheckpointManagerOptions(preservation_policy=preservation_policy.LatestN(keep))
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = ocp.CheckpointManager(_absolute(directory), options=options)
 
     def __enter__(self):
         return self
@@ -67,7 +66,7 @@ def restore_model(directory: str | epath.Path, step: int | None, model: Any) -> 
     `model` is abstract: shapes, dtypes and shardings. Raises InputError where there is no such complete step.
     """
     options = ocp.CheckpointManagerOptions(create=False)
-    with ocp.CheckpointManager(epath.Path(directory), options=options) as manager:
+    with ocp.CheckpointManager(_absolute(directory), options=options) as manager:
         steps = sorted(manager.all_steps())
         if not steps or step not in (None, *steps):
             there = f"complete steps are {steps}" if steps else "it holds no complete step"
@@ -76,3 +75,9 @@ def restore_model(directory: str | epath.Path, step: int | None, model: Any) -> 
         step = steps[-1] if step is None else step
         found = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(model)))
     return found.model, step
+
+
+def _absolute(directory: str | epath.Path) -> epath.Path:
+    # Orbax takes a relative path, and fails in the background when it writes there.
+    directory = epath.Path(directory)
+    return directory if "://" in str(directory) else directory.resolve()
