@@ -2,8 +2,9 @@
 
 All figures are those of one JAX device. Peak FLOP/s are dense bf16. A TPU's HBM is what its compiler gives a program
 (libtpu 0.0.42); its ICI bandwidth is what a chip can send over all its links together (half of what Google calls
-bidirectional). Sources: Google Cloud's TPU pages "TPU v4" (275 TFLOP/s, 1200 GB/s, 2400 Gbit/s), "TPU v5e" (197, 819,
-1600), "TPU v5p" (459, 2765, 4800), "TPU v6e" (918, 1600, 3200); NVIDIA's A100, H100 and H200 (SXM) data sheets.
+bidirectional). Sources: Google Cloud's TPU pages "TPU v4", "TPU v5e" (1600 Gbit/s), "TPU v5p" (4800 Gbit/s), "TPU v6e"
+(800 GB/s bidirectional); for v4's ICI, six links of 50 GB/s, arXiv 2304.01433; NVIDIA's A100, H100 and H200 (SXM) data
+sheets.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ TPUS: dict[str, Chip] = {
     "v4": Chip("TPU v4", 275e12, 30.75 * GIB, 1200e9, 300e9),
     "v5e": Chip("TPU v5 lite", 197e12, 15.75 * GIB, 819e9, 200e9),
     "v5p": Chip("TPU v5", 459e12, 95.73 * GIB, 2765e9, 600e9),
-    "v6e": Chip("TPU v6 lite", 918e12, 31.24 * GIB, 1600e9, 400e9),
+    "v6e": Chip("TPU v6 lite", 918e12, 31.24 * GIB, 1638e9, 400e9),
 }
 
 PEAK_BF16_FLOPS: dict[str, float] = {

@@ -15,6 +15,7 @@ import json
 import sys
 from collections.abc import Callable
 
+import jax
 from absl import flags
 
 from easyrm.chips import TPUS
@@ -158,6 +159,8 @@ def main() -> None:
             raise InputError("--topology is empty: name a slice, as --topology=v5p:2x4x4, or give --search")
         named = [parse_topology(name) for name in request.topology.split(",") if name]
         check_libtpu()
+        # Programs for chips that are not there cannot be read back from the cache.
+        jax.config.update("jax_enable_compilation_cache", False)
         if values.search:
             say = (lambda line: None) if values.json else lambda line: print(line, flush=True)
             found = plan_search(config, llama, named or all_slices(), request, say)
