@@ -7,15 +7,18 @@ from jax.experimental import multihost_utils
 
 
 class Interrupt:
-    """A context in which the first SIGINT or SIGTERM is noted, and a second SIGINT ends the process as usual."""
+    """A context in which the first SIGINT or SIGTERM is noted, and a second SIGINT ends the process as usual.
+
+    With several processes, SIGTERM belongs to JAX's preemption service, which brings them to one step, and SIGINT ends
+    the process that gets it.
+    """
 
     def __init__(self):
         self.signal: signal.Signals | None = None
         self._previous = {}
 
     def __enter__(self):
-        # With several processes, SIGTERM belongs to JAX's preemption service, which brings them to one step.
-        caught = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
+        caught = [] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
         self._previous = {number: signal.signal(number, self._note) for number in caught}
         return self
 

@@ -106,7 +106,7 @@ class Program:
             "moments": moments,
             "batch": taken.argument_size_in_bytes - parameters - moments,
             "temporaries": taken.temp_size_in_bytes,
-            "peak": taken.argument_size_in_bytes + taken.temp_size_in_bytes,
+            "peak": taken.peak_memory_in_bytes,  # less than the sum: not all temporaries live at once
         }
         return ", ".join(f"{name} {size / MIB:.1f}" for name, size in sizes.items())
 
