@@ -25,13 +25,13 @@ class ModelConfig:
 
     `init_from`: a Hugging Face directory, hf://org/name or gs://...; or empty with `config`, a named size or a
     config.json, for random weights. `score_std`: of a new head (0: 1/sqrt(D + 1)). `remat`: what a block's backward
-    pass recomputes. `attention`: an implementation in easyrm/models/attention, or auto for the platform's fastest.
+    pass recomputes (auto: nothing where all activations surely fit, else everything). `attention`: an implementation in easyrm/models/attention, or auto for the platform's fastest.
     """
 
     init_from: str = ""
     config: str = ""
     score_std: float = 0.0
-    remat: str = "nothing_saveable"
+    remat: str = "auto"
     attention: str = "auto"
 
     def validate(self) -> None:
@@ -41,8 +41,8 @@ class ModelConfig:
                 "--model.init_from (a Hugging Face directory or hub name) or --model.config (a named size or a "
                 "config.json, for random weights): give exactly one"
             )
-        if self.remat not in REMAT_POLICIES:
-            raise InputError(f"--model.remat={self.remat}: choose one of {', '.join(REMAT_POLICIES)}")
+        if self.remat not in ("auto", *REMAT_POLICIES):
+            raise InputError(f"--model.remat={self.remat}: choose one of auto, {', '.join(REMAT_POLICIES)}")
         if self.attention not in ("auto", *IMPLEMENTATIONS):
             raise InputError(f"--model.attention={self.attention}: choose one of auto, {', '.join(IMPLEMENTATIONS)}")
         if self.score_std < 0:

@@ -25,7 +25,7 @@ from easyrm.hf.source import ModelSource
 from easyrm.models.config import LlamaConfig
 from easyrm.models.reward import RewardModel
 from easyrm.training.checkpoint import restore_model
-from easyrm.training.program import abstract_model, make_forward
+from easyrm.training.program import abstract_model, compiler_options, make_forward
 from easyrm.training.step import make_reward_step
 
 _MODEL = flags.DEFINE_string("model", "", "a Hugging Face directory or hub name, or RUN_DIR[/checkpoints/STEP]")
@@ -54,7 +54,8 @@ def score() -> None:
     store = build_store(_INPUT.value, tokenizer, data, scoring=True)
     orders = [np.arange(at, min(at + data.batch_size, len(store))) for at in range(0, len(store), data.batch_size)]
     batches = Batches(store, data, orders, row_groups=sharding.row_groups(mesh), pad_id=tokenizer.pad_id)
-    rewards_of = jax.jit(make_reward_step(make_forward(mesh, dtype=_DTYPE.value)))
+    forward = make_forward(mesh, model.model.config, dtype=_DTYPE.value)
+    rewards_of = jax.jit(make_reward_step(forward), compiler_options=compiler_options(mesh))
 
     def rewards() -> Iterator[tuple[float, float]]:
         for _, batch in ahead(batches(orders), AHEAD):

@@ -22,7 +22,7 @@ from easyrm.models.config import SIZES
 from easyrm.plan import Request, demand_of, prices_of
 from easyrm.planning import compiled, search, topology
 from easyrm.planning.compiled import Memory, Plan, compile_plan, describe_refusal
-from easyrm.planning.estimate import Roofline, memory_bytes, roofline, state_bytes
+from easyrm.planning.estimate import Roofline, roofline
 from easyrm.planning.flops import matmul_flops
 from easyrm.planning.hlo import KINDS, read_traffic
 from easyrm.planning.report import as_dict, as_text, search_table
@@ -30,6 +30,7 @@ from easyrm.planning.topology import SLICES, devices_of, parse_topology
 from easyrm.planning.workload import Work, demand_of_rows, read_demand, typical_demand, work_on
 from easyrm.sharding import make_mesh
 from easyrm.training.program import Program, abstract_model, bytes_per_device
+from easyrm.training.remat import memory_bytes, state_bytes
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is absent: it is in the tpu extra, not in test"
@@ -345,11 +346,11 @@ def test_search_offers_only_meshes_that_divide_the_model():
 
 def test_estimated_memory_grows_with_what_is_kept():
     llama, mesh, work = SIZES["llama3.1-8b"], {"dp": 1, "fsdp": 16, "mp": 1}, Work(RowShape(16, 4096), 1, 16, 16)
-    sizes = [memory_bytes(llama, mesh, work, remat) for remat in ("offload", "nothing_saveable", "none")]
+    sizes = [memory_bytes(llama, mesh, work.tokens, remat) for remat in ("offload", "nothing_saveable", "none")]
     assert sizes == sorted(sizes) and len(set(sizes)) == 3
     more = dataclasses.replace(work, shape=RowShape(32, 4096), needed=32)
-    assert memory_bytes(llama, mesh, more, "none") > sizes[2]
-    assert memory_bytes(llama, mesh, dataclasses.replace(more, micro_batches=2), "none") == sizes[2]
+    assert memory_bytes(llama, mesh, more.tokens, "none") > sizes[2]
+    assert memory_bytes(llama, mesh, dataclasses.replace(more, micro_batches=2).tokens, "none") == sizes[2]
 
 
 def test_asking_for_rows_beats_data(tmp_path):

@@ -4,7 +4,9 @@ R rows, L row length, D width, N heads, K key-value heads, H head size, F width 
 The modules hold parameters and do arithmetic; they are plain pytrees for jax.jit, jax.grad and jax.lax.scan.
 """
 
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +14,24 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from easyrm.models.config import LlamaConfig
+from easyrm.models.matmul import matmul
 from easyrm.models.rope import rope_angles, rotate
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+Matmul = Callable[[jax.Array, jax.Array], jax.Array]
 Constraint = Callable[[jax.Array], jax.Array]
+
+
+class Kernels(NamedTuple):
+    """What a platform computes its own way: `attend` (models/attention), `matmul` (models/matmul.py).
+
+    `unroll` is how many layers one iteration of the loop over them holds.
+    """
+
+    attend: Attention
+    matmul: Matmul = matmul
+    unroll: int = 1
+
 
 _policies = jax.checkpoint_policies
 REMAT_POLICIES = {
@@ -38,9 +54,8 @@ class Linear(nnx.Module):
     def __init__(self, inputs: int, outputs: int, std: float, rngs: nnx.Rngs):
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (inputs, outputs)))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        # "highest" keeps fp32 operands fp32 on TPU and GPU; bf16 operands are not affected by it.
-        return jnp.dot(x, self.kernel.astype(x.dtype), precision="highest")
+    def __call__(self, x: jax.Array, matmul: Matmul = matmul) -> jax.Array:
+        return matmul(x, self.kernel.astype(x.dtype))
 
 
 class RMSNorm(nnx.Module):
@@ -79,12 +94,13 @@ class SelfAttention(nnx.Module):
         self.v_proj = Linear(width, keys, std, rngs)
         self.o_proj = Linear(queries, width, std, rngs)
 
-    def __call__(self, x, rope, keys, attend: Attention) -> jax.Array:
+    def __call__(self, x, rope, keys, kernels: Kernels) -> jax.Array:
+        attend, matmul, _ = kernels
         split = (*x.shape[:-1], -1, self.head_dim)
-        q = rotate(self.q_proj(x).reshape(split), rope)
-        k = rotate(self.k_proj(x).reshape(split), rope)
-        v = self.v_proj(x).reshape(split)
-        return self.o_proj(attend(q, k, v, *keys).reshape(*x.shape[:-1], -1))
+        q = rotate(self.q_proj(x, matmul).reshape(split), rope)
+        k = rotate(self.k_proj(x, matmul).reshape(split), rope)
+        v = self.v_proj(x, matmul).reshape(split)
+        return self.o_proj(attend(q, k, v, *keys).reshape(*x.shape[:-1], -1), matmul)
 
 
 class MLP(nnx.Module):
@@ -96,8 +112,14 @@ class MLP(nnx.Module):
         self.up_proj = Linear(width, inner, std, rngs)
         self.down_proj = Linear(inner, width, std, rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+    def __call__(self, x: jax.Array, matmul: Matmul) -> jax.Array:
+        return self.down_proj(_gated(self.gate_proj(x, matmul), self.up_proj(x, matmul)), matmul)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up, rounded once from fp32; the backward pass keeps the two arguments alone."""
+    return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
 class Block(nnx.Module):
@@ -109,10 +131,10 @@ class Block(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, rngs)
 
-    def __call__(self, x, rope, keys, attend: Attention) -> jax.Array:
+    def __call__(self, x, rope, keys, kernels: Kernels) -> jax.Array:
         x = checkpoint_name(x, "block_input")
-        x = x + self.self_attn(self.input_layernorm(x), rope, keys, attend)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.self_attn(self.input_layernorm(x), rope, keys, kernels)
+        return x + self.mlp(self.post_attention_layernorm(x), kernels.matmul)
 
 
 class Llama(nnx.Module):
@@ -132,23 +154,25 @@ class Llama(nnx.Module):
         first_key: jax.Array,
         last_key: jax.Array,
         *,
-        attend: Attention,
+        kernels: Kernels,
         dtype: jnp.dtype = jnp.float32,
         remat: str = "none",
         constrain: Constraint = lambda x: x,
     ) -> jax.Array:
         """Hidden states before the final norm, [R, L, D] in `dtype`.
 
-        tokens, positions, first_key, last_key int32[R, L]. `attend` mixes values (models/attention.py), `remat` is a
-        key of REMAT_POLICIES, `constrain` places the residual stream on the devices, once a block.
+        tokens, positions, first_key, last_key int32[R, L]. `remat` is a key of REMAT_POLICIES, `constrain`
+        places the residual stream on the devices, once a block.
         """
-        rope = rope_angles(positions, self.config)
+        # Without the barrier, layers that are not in a loop would each compute the angles again.
+        rope = jax.lax.optimization_barrier(rope_angles(positions, self.config))
 
         def block(x, layer):
-            return constrain(layer(x, rope, (first_key, last_key), attend))
+            return constrain(layer(x, rope, (first_key, last_key), kernels))
 
         if remat != "none":
-            block = jax.checkpoint(block, policy=REMAT_POLICIES[remat], prevent_cse=False)
+            # Inside a loop nothing merges what is computed again with what was computed before.
+            block = jax.checkpoint(block, policy=REMAT_POLICIES[remat], prevent_cse=kernels.unroll > 1)
         x = constrain(self.embed_tokens(tokens, dtype))
-        x, _ = jax.lax.scan(lambda x, layer: (block(x, layer), None), x, self.layers)
+        x, _ = jax.lax.scan(lambda x, layer: (block(x, layer), None), x, self.layers, unroll=kernels.unroll)
         return x

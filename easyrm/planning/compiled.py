@@ -88,7 +88,8 @@ def compile_plan(
     """
     mesh = sharding.make_mesh(config.mesh_dim, devices_of(tpu))
     program = Program(config, llama, mesh, steps)
-    traced = program.trace(work.rows(demand.batch_size))
+    rows = work.rows(demand.batch_size)
+    traced = program.trace(rows)
     began = time.monotonic()
     compiled, refused = None, ""
     try:
@@ -98,7 +99,7 @@ def compile_plan(
             raise
         refused = describe_refusal(str(error))
     seconds = time.monotonic() - began
-    remat = config.model.remat
+    remat = program.remat(rows)
     traffic = compiled and read_traffic(compiled.as_text())
     flops = matmul_flops(traced.jaxpr) + attention_flops(llama, demand.visible_keys, remat)
     moved = hbm_traffic(llama, dict(mesh.shape), work, remat)

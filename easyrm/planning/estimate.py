@@ -9,8 +9,7 @@ import dataclasses
 from easyrm.chips import Chip, layer_weights
 from easyrm.models.config import LlamaConfig
 from easyrm.planning.workload import Work
-
-FP32, BF16 = 4, 2
+from easyrm.training.remat import BF16, FP32, state_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,25 +34,6 @@ class Roofline:
 def roofline(chip: Chip, flops: float, hbm_bytes: float, sent_bytes: float) -> Roofline:
     """The roofline of a chip that does `flops`, moves `hbm_bytes` and sends `sent_bytes` in a step."""
     return Roofline(flops / chip.peak_flops, hbm_bytes / chip.hbm_bandwidth, sent_bytes / chip.ici_bandwidth)
-
-
-def state_bytes(llama: LlamaConfig, chips: int, mu_bytes: int = FP32) -> float:
-    """Parameters and moments of one chip; the mesh shards all matrices over fsdp and mp."""
-    weights = llama.num_hidden_layers * layer_weights(llama) + llama.vocab_size * llama.hidden_size
-    return weights * (2 * FP32 + mu_bytes) / chips
-
-
-def memory_bytes(llama: LlamaConfig, mesh: dict[str, int], work: Work, remat: str, mu_bytes: int = FP32) -> float:
-    """About what a step takes of a chip: state, gradients, bf16 weights, saved block inputs, one block at work."""
-    shards = mesh["fsdp"] * mesh["mp"]
-    weights = llama.num_hidden_layers * layer_weights(llama)
-    tokens = work.shape.capacity / work.micro_batches / work.groups
-    width, inner = llama.hidden_size, llama.intermediate_size
-    kinds = {"nothing_saveable": width, "offload": 0, "none": 14 * width + 5 * inner}
-    saved = kinds.get(remat, 8 * width + 3 * inner)
-    kept = llama.num_hidden_layers * tokens * saved * BF16 / mesh["mp"]
-    block = 2 * layer_weights(llama) * BF16 / mesh["mp"] + tokens * (8 * width + 4 * inner) * BF16 / mesh["mp"]
-    return state_bytes(llama, shards, mu_bytes) + weights * (FP32 + BF16) / shards + kept + block
 
 
 def hbm_traffic(llama: LlamaConfig, mesh: dict[str, int], work: Work, remat: str) -> float:

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator
 from easyrm.chips import TPUS
 from easyrm.config import RunConfig
 from easyrm.models.config import LlamaConfig
-from easyrm.planning.estimate import Roofline, hbm_traffic, memory_bytes, roofline, sent_bytes, step_flops
+from easyrm.planning.estimate import Roofline, hbm_traffic, roofline, sent_bytes, step_flops
 from easyrm.planning.topology import SLICES, Slice, parse_topology
 from easyrm.planning.workload import Demand, Work, work_on
+from easyrm.training.remat import memory_bytes
 
 MICRO_BATCHES = (1, 2, 4)
 REMATS = ("nothing_saveable", "dots_with_no_batch_dims_saveable", "none")
@@ -87,6 +88,6 @@ def _estimate(config, llama, demand, tpu, mesh, micro_batches, remat, prices, mu
     work = work_on(demand, config, mesh[0] * mesh[1], micro_batches)
     flops = step_flops(llama, work, demand.visible_keys, remat) / tpu.chips
     limits = roofline(tpu.chip, flops, hbm_traffic(llama, axes, work, remat), sent_bytes(llama, axes, work, remat))
-    memory = memory_bytes(llama, axes, work, remat, mu_bytes)
+    memory = memory_bytes(llama, axes, work.tokens, remat, mu_bytes)
     cost = limits.step / 3600 * tpu.chips * prices[tpu.generation] if prices else limits.step * tpu.chips
     return Candidate(tpu, mesh, remat, work, memory, limits, cost)

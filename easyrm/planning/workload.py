@@ -44,6 +44,11 @@ class Work:
     needed: int
 
     @property
+    def tokens(self) -> float:
+        """Tokens that a group of devices computes in one micro-batch."""
+        return self.shape.capacity / self.micro_batches / self.groups
+
+    @property
     def idle(self) -> int:
         """Groups of devices whose rows hold nothing but padding."""
         return max(0, self.groups - -(-self.needed // self.micro_batches))

@@ -1,5 +1,6 @@
 """What the devices will run, compiled before anything is allocated."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterable
@@ -18,14 +19,18 @@ from easyrm.data.packing import RowBatch, RowShape
 from easyrm.errors import InputError
 from easyrm.models.attention import attention, fastest
 from easyrm.models.config import LlamaConfig
+from easyrm.models.llama import Kernels
+from easyrm.models.matmul import cpu_bf16_matmul, matmul
 from easyrm.models.reward import RewardModel
 from easyrm.training.optimizer import make_optimizer
+from easyrm.training.remat import choose_remat
 from easyrm.training.step import DTYPES, Forward, TrainState, make_reward_step, make_train_step
 
 MIB = 2**20
+UNROLLED = 8  # layers of a CPU program without a loop over them, which would copy what each layer keeps and gives
 
 
-def make_forward(mesh: Mesh, *, dtype: str, remat: str = "none", implementation: str = "auto") -> Forward:
+def make_forward(mesh: Mesh, llama: LlamaConfig, *, dtype: str, implementation: str = "auto") -> Forward:
     """How a model runs on a mesh: attention on each device's rows and heads, the residual stream sharded each block."""
     platform = mesh.devices.flat[0].platform
     if implementation == "auto":
@@ -34,8 +39,18 @@ def make_forward(mesh: Mesh, *, dtype: str, remat: str = "none", implementation:
     if needed != platform:
         raise InputError(f"--model.attention={implementation} runs on {needed}, not on {platform}; use auto")
     attend = sharding.over_devices(mesh, functools.partial(attention, implementation=implementation))
+    kernels = Kernels(attend)
+    if platform == "cpu":
+        multiply = cpu_bf16_matmul if dtype == "bf16" else matmul
+        layers = llama.num_hidden_layers
+        kernels = Kernels(attend, multiply, unroll=layers if layers <= UNROLLED else 1)
     residual = sharding.residual_sharding(mesh)
-    return Forward(DTYPES[dtype], attend, remat, lambda x: jax.lax.with_sharding_constraint(x, residual))
+    return Forward(DTYPES[dtype], kernels, "none", lambda x: jax.lax.with_sharding_constraint(x, residual))
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+    """For jax.jit. XLA's CPU backend drops optimization barriers, unless the pass that does so is left out."""
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if mesh.devices.flat[0].platform == "cpu" else {}
 
 
 def abstract_arrays(tree: Any, shardings: Any) -> Any:
@@ -66,12 +81,19 @@ class Program:
         model = abstract_model(llama, mesh)
         moments = jax.eval_shape(self._optimizer.init, model)
         self.abstract = TrainState(model, abstract_arrays(moments, sharding.state_shardings(mesh, moments)))
-        self._forward = make_forward(
-            mesh, dtype=config.dtype, remat=config.model.remat, implementation=config.model.attention
-        )
-        self._step = make_train_step(self._forward, self._optimizer, config.loss)
-        self._rewards = jax.jit(make_reward_step(self._forward))
+        self._config = config
+        self._forward = make_forward(mesh, llama, dtype=config.dtype, implementation=config.model.attention)
+        self._options = compiler_options(mesh)
+        self._rewards = jax.jit(make_reward_step(self._forward), compiler_options=self._options)
         self._compiled: dict[RowShape, Any] = {}
+
+    def remat(self, rows: RowBatch) -> str:
+        """The policy for rows of these shapes: --model.remat, or what auto makes of it."""
+        if self._config.model.remat != "auto":
+            return self._config.model.remat
+        _, count, length = rows.tokens.shape
+        mu_bytes = 2 if self._config.optimizer.mu_dtype == "bf16" else 4
+        return choose_remat(self._llama, self._mesh, count * length / sharding.row_groups(self._mesh), mu_bytes)
 
     def trace(self, rows: RowBatch) -> jax.stages.Traced:
         """The training step for rows of these shapes (arrays or abstract), to be looked at, lowered and compiled.
@@ -82,7 +104,10 @@ class Program:
         if length % ways:
             raise InputError(f"--mesh_dim: mp={ways} does not divide rows of {length} tokens")
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-        step = jax.jit(self._step, donate_argnums=0, out_shardings=(shardings, None))
+        forward = dataclasses.replace(self._forward, remat=self.remat(rows))
+        step = jax.jit(
+            make_train_step(forward, self._optimizer, self._config.loss), donate_argnums=0, out_shardings=(shardings, None), compiler_options=self._options
+        )
         return step.trace(self.abstract, abstract_arrays(rows, sharding.batch_shardings(self._mesh, rows)))
 
     def compile(self, batches: Batches, say: Callable[[str], None]) -> None:
@@ -96,7 +121,8 @@ class Program:
             self._compiled = dict(zip(batches.shapes, pool.map(compile_one, batches.shapes), strict=True))
         say(f"compiled {len(batches.shapes)} shapes in {time.monotonic() - began:.1f} s; MiB per device:")
         for shape in batches.shapes:
-            say(f"  {shape.rows} rows of {shape.length} tokens: {self._memory(shape)}")
+            remat = self.remat(batches.empty(shape))
+            say(f"  {shape.rows} rows of {shape.length} tokens, remat {remat}: {self._memory(shape)}")
 
     def _memory(self, shape: RowShape) -> str:
         taken = self._compiled[shape].memory_analysis()

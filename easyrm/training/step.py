@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from easyrm.data.packing import RowBatch
+from easyrm.models.llama import Kernels
 from easyrm.models.reward import RewardModel, cast_kernels
 from easyrm.training.loss import LossConfig, pair_losses
 
@@ -30,7 +31,7 @@ class Forward:
     """How a model is run: the compute dtype and what Llama.__call__ takes besides tokens."""
 
     dtype: jnp.dtype
-    attend: Callable[..., jax.Array]
+    kernels: Kernels
     remat: str
     constrain: Callable[[jax.Array], jax.Array]
 
@@ -47,7 +48,7 @@ class Forward:
             rows.last_key,
             at,
             dtype=self.dtype,
-            attend=self.attend,
+            kernels=self.kernels,
             remat=self.remat,
             constrain=self.constrain,
         )

@@ -1,0 +1,50 @@
+"""What a step takes of a device, by arithmetic, and from it which activations are kept for the backward pass."""
+
+import os
+
+import jax
+from jax.sharding import Mesh
+
+from easyrm.chips import TPUS, layer_weights
+from easyrm.models.config import LlamaConfig
+
+FP32, BF16 = 4, 2
+# Of a device's memory, by the estimate, that a step may take with every activation kept.
+ROOMY = 0.6
+
+
+def choose_remat(llama: LlamaConfig, mesh: Mesh, tokens: float, mu_bytes: int = FP32) -> str:
+    """"none" where everything surely fits, else "nothing_saveable"; `tokens` a device, of one micro-batch."""
+    kept = memory_bytes(llama, dict(mesh.shape), tokens, "none", mu_bytes)
+    return "none" if kept <= ROOMY * device_memory(mesh.devices.flat[0]) else "nothing_saveable"
+
+
+def device_memory(device: jax.Device) -> float:
+    """Bytes that programs may use: of a TPU by the table (it need not be there), of a CPU its share of the host's."""
+    kinds = {chip.kind: chip.hbm for chip in TPUS.values()}
+    if device.device_kind in kinds:
+        return kinds[device.device_kind]
+    if device.platform == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
+    return device.memory_stats()["bytes_limit"]
+
+
+def state_bytes(llama: LlamaConfig, shards: int, mu_bytes: int = FP32) -> float:
+    """Parameters and moments of one device; the mesh shards all matrices over fsdp and mp."""
+    weights = llama.num_hidden_layers * layer_weights(llama) + llama.vocab_size * llama.hidden_size
+    return weights * (2 * FP32 + mu_bytes) / shards
+
+
+def memory_bytes(llama: LlamaConfig, mesh: dict[str, int], tokens: float, remat: str, mu_bytes: int = FP32) -> float:
+    """About what a step takes of a device: state, gradients, bf16 weights, saved block inputs, one block at work.
+
+    `tokens`: a group of devices with rows of its own computes in one micro-batch.
+    """
+    shards = mesh["fsdp"] * mesh["mp"]
+    weights = llama.num_hidden_layers * layer_weights(llama)
+    width, inner = llama.hidden_size, llama.intermediate_size
+    kinds = {"nothing_saveable": width, "offload": 0, "none": 14 * width + 5 * inner}
+    saved = kinds.get(remat, 8 * width + 3 * inner)
+    kept = llama.num_hidden_layers * tokens * saved * BF16 / mesh["mp"]
+    block = 2 * layer_weights(llama) * BF16 / mesh["mp"] + tokens * (8 * width + 4 * inner) * BF16 / mesh["mp"]
+    return state_bytes(llama, shards, mu_bytes) + weights * (FP32 + BF16) / shards + kept + block
