@@ -25,7 +25,8 @@ class ModelConfig:
 
     `init_from`: a Hugging Face directory, hf://org/name or gs://...; or empty with `config`, a named size or a
     config.json, for random weights. `score_std`: of a new head (0: 1/sqrt(D + 1)). `remat`: what a block's backward
-    pass recomputes (auto: nothing where all activations surely fit, else everything). `attention`: an implementation in easyrm/models/attention, or auto for the platform's fastest.
+    pass recomputes, or auto: nothing where all activations surely fit, else everything. `attention`: an
+    implementation in easyrm/models/attention, or auto for the platform's fastest.
     """
 
     init_from: str = ""

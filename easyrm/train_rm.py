@@ -13,6 +13,8 @@ from easyrm.distributed import start_distributed
 from easyrm.export import export_run
 from easyrm.flags import define_run_flags, run_command, run_config
 from easyrm.hf.source import ModelSource
+from easyrm.planning.search import idle_devices
+from easyrm.planning.workload import demand_of_inputs
 from easyrm.sharding import check_heads, make_mesh, row_groups
 from easyrm.training.checkpoint import Checkpoints
 from easyrm.training.evaluation import evaluate
@@ -45,6 +47,8 @@ def train(config: RunConfig) -> None:
     tokenizer = load_tokenizer(config.tokenizer or config.model.init_from, config.data.pad_token)
     say(f"pad token {tokenizer.pad} (id {tokenizer.pad_id}): {tokenizer.pad_reason}")
     inputs = Inputs(config, tokenizer, source.config, row_groups=row_groups(mesh), say=say)
+    if note := idle_devices(config, source.config, mesh, demand_of_inputs(config, inputs)):
+        say(f"note: {note}")
 
     program = Program(config, source.config, mesh, inputs.steps)
     record = run.describe(config, source, tokenizer, mesh, inputs)

@@ -41,7 +41,9 @@ def causal_rewards(model, tokens, at=-1, **how):
     positions = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
     where = np.stack([np.arange(rows), np.full(rows, at % length)])
     run = jax.jit(
-        lambda model: model(tokens, positions, np.zeros_like(positions), positions, where, kernels=Kernels(attention), **how)
+        lambda model: model(
+            tokens, positions, np.zeros_like(positions), positions, where, kernels=Kernels(attention), **how
+        )
     )
     return np.asarray(run(model))
 
@@ -90,7 +92,9 @@ def test_remat_changes_no_gradient(remat):
 
     def gradient(policy):
         def total(model):
-            return model(tokens, positions, 0 * positions, positions, at, kernels=Kernels(attention), remat=policy).sum()
+            return model(
+                tokens, positions, 0 * positions, positions, at, kernels=Kernels(attention), remat=policy
+            ).sum()
 
         return jax.jit(jax.grad(total))(model)
 
@@ -105,7 +109,9 @@ def test_remat_policies_save_different_amounts():
 
     def temporary_bytes(policy):
         def total(model):
-            return model(tokens, positions, 0 * positions, positions, at, kernels=Kernels(attention), remat=policy).sum()
+            return model(
+                tokens, positions, 0 * positions, positions, at, kernels=Kernels(attention), remat=policy
+            ).sum()
 
         return jax.jit(jax.grad(total)).lower(model).compile().memory_analysis().temp_size_in_bytes
 

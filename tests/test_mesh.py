@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 
@@ -108,3 +109,26 @@ def test_no_step_compiles(world, tmp_path, monkeypatch):
     monkeypatch.setattr(programs.Program, "train_step", counted)
     run({**settings, "total_steps": 3, "seed": 5, "output_dir": str(tmp_path)})
     assert inside == [0, 0, 0] and len(compilations) > 0
+
+
+def test_bf16_on_a_mesh(world, tmp_path):
+    """The CPU's own bf16 product, with its operands sharded every way."""
+    _, settings, alone = world
+    losses = [
+        [
+            line["loss"]
+            for line in run({**settings, "dtype": "bf16", "mesh_dim": dim, "output_dir": str(tmp_path / dim)})
+        ]
+        for dim in ("1,1,1", "2,2,2")
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-2)
+    np.testing.assert_allclose(losses[0], [line["loss"] for line in alone], rtol=2e-2)
+
+
+def test_a_mesh_without_rows_for_all_devices_is_noted(world, tmp_path, capsys):
+    _, settings, _ = world
+    few = {**settings, "data.batch_size": 3, "total_steps": 1, "mesh_dim": "1,8,1"}
+    run({**few, "output_dir": str(tmp_path / "few")})
+    assert re.search(r"note: [1-7] of 8 groups of devices have no rows", capsys.readouterr().out)
+    run({**few, "mesh_dim": "1,1,1", "output_dir": str(tmp_path / "one")})
+    assert "have no rows" not in capsys.readouterr().out

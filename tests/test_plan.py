@@ -279,6 +279,17 @@ def test_idle_devices_are_seen_and_a_better_mesh_named():
     assert search.fewer_idle(llama, 256, typical_demand(config, 20, 1), config) == ""
 
 
+def test_idle_devices_of_real_pairs(tmp_path):
+    """Their row shape is filled up for every group of devices: what it holds is what counts."""
+    config, llama = run_config(make_world(tmp_path)), tiny_llama()
+    for groups, idle in ((1, False), (64, True)):
+        demand = read_demand(config, llama, groups, lambda line: None)
+        assert demand.fixed.rows % groups == 0
+        assert bool(work_on(demand, config, groups, 1).idle) == idle
+    padded = dataclasses.replace(config, data=dataclasses.replace(config.data, packing=False))
+    assert work_on(demand, padded, 2 * padded.data.batch_size, 1).idle == 0
+
+
 def test_forced_rows_are_the_worst_case():
     demand = demand_of_rows(config_of(), 64, 4096, 1000)
     assert (demand.tokens, demand.visible_keys) == (64 * 4096, 64 * 4096 * 4097 / 2)

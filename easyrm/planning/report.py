@@ -5,7 +5,7 @@ from typing import Any
 
 from easyrm.chips import GIB
 from easyrm.planning.compiled import Plan
-from easyrm.planning.search import Candidate
+from easyrm.planning.search import Candidate, idle_note
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
@@ -66,8 +66,7 @@ def as_text(plan: Plan, better_mesh: str) -> str:
         *(f"  assumed: {sentence}" for sentence in plan.demand.assumed),
     ]
     if work.idle:
-        advice = f"--mesh_dim={better_mesh} leaves none idle" if better_mesh else "take a smaller slice"
-        lines.append(f"  {work.idle} of {work.groups} groups of devices have no rows (rows < dp * fsdp): {advice}")
+        lines.append("  " + idle_note(work, better_mesh))
     state = f"parameters {_gib(memory.parameters)}, moments {_gib(memory.moments)}"
     if not memory.fits:
         lines += [f"DOES NOT FIT: {memory.refused}", f"GiB a chip: {state}, HBM {_gib(memory.hbm)}"]

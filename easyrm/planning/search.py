@@ -3,12 +3,15 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 
+from jax.sharding import Mesh
+
 from easyrm.chips import TPUS
 from easyrm.config import RunConfig
 from easyrm.models.config import LlamaConfig
 from easyrm.planning.estimate import Roofline, hbm_traffic, roofline, sent_bytes, step_flops
 from easyrm.planning.topology import SLICES, Slice, parse_topology
 from easyrm.planning.workload import Demand, Work, work_on
+from easyrm.sharding import row_groups
 from easyrm.training.remat import memory_bytes
 
 MICRO_BATCHES = (1, 2, 4)
@@ -73,6 +76,20 @@ def to_compile(ranked: list[Candidate]) -> Iterator[Candidate]:
         if key not in seen:
             seen.add(key)
             yield candidate
+
+
+def idle_note(work: Work, better_mesh: str) -> str:
+    """One line about groups of devices that no row is left for, "" where there are none."""
+    if not work.idle:
+        return ""
+    advice = f"--mesh_dim={better_mesh} leaves none idle" if better_mesh else "take fewer devices or larger batches"
+    return f"{work.idle} of {work.groups} groups of devices have no rows (rows < dp * fsdp): {advice}"
+
+
+def idle_devices(config: RunConfig, llama: LlamaConfig, mesh: Mesh, demand: Demand) -> str:
+    """The same of a run on a mesh that is there."""
+    work = work_on(demand, config, row_groups(mesh), config.data.micro_batches)
+    return idle_note(work, fewer_idle(llama, mesh.size, demand, config))
 
 
 def fewer_idle(llama: LlamaConfig, chips: int, demand: Demand, config: RunConfig) -> str:

@@ -1,6 +1,7 @@
 """What one step computes: how many rows of how many tokens, and what is useful of them."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -88,12 +89,13 @@ def typical_demand(config: RunConfig, pair_tokens: int, pairs: int) -> Demand:
 
 
 def read_demand(config: RunConfig, llama: LlamaConfig, groups: int, say: Callable[[str], None]) -> Demand:
-    """The demand of the run's own pairs, in the largest row shape that the run would compile on so many groups.
-
-    Raises InputError for data that no run could use.
-    """
+    """The demand of the run's own pairs, on so many groups. Raises InputError for data that no run could use."""
     tokenizer = load_tokenizer(config.tokenizer or config.model.init_from, config.data.pad_token)
-    inputs = Inputs(config, tokenizer, llama, row_groups=groups, say=say)
+    return demand_of_inputs(config, Inputs(config, tokenizer, llama, row_groups=groups, say=say))
+
+
+def demand_of_inputs(config: RunConfig, inputs: Inputs) -> Demand:
+    """The demand of pairs that were read, in the largest of their row shapes."""
     store = inputs.train.store
     chosen, prompt, rejected = store.lengths(np.arange(len(store))).T.astype(np.int64)
     keys = sum(side * prompt + side * (side + 1) // 2 for side in (chosen, rejected)) + prompt * (prompt + 1) // 2
@@ -114,12 +116,17 @@ def work_on(demand: Demand, config: RunConfig, groups: int, micro_batches: int) 
     every group in each micro-batch; a given shape is only filled up with rows of padding.
     """
     multiple = groups * micro_batches
-    if demand.fixed:
-        needed, length = demand.fixed
+    if not config.data.packing:
+        rows = needed = 2 * demand.batch_size
+        length = config.data.max_length
+    elif demand.fixed:
+        rows, length = demand.fixed
+        needed = min(rows, math.ceil(demand.tokens * PACKED / length))
     else:
+        rows = 0
         capacity = demand.tokens * PACKED
         length = config.data.row_length or config.data.max_length
         while not config.data.row_length and length // 2 >= SHORTEST_ROW and capacity / length < multiple:
             length //= 2
         needed = -(-int(capacity) // length)
-    return Work(RowShape(-(-needed // multiple) * multiple, length), micro_batches, groups, needed)
+    return Work(RowShape(-(-max(rows, needed) // multiple) * multiple, length), micro_batches, groups, needed)

@@ -106,7 +106,10 @@ class Program:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         forward = dataclasses.replace(self._forward, remat=self.remat(rows))
         step = jax.jit(
-            make_train_step(forward, self._optimizer, self._config.loss), donate_argnums=0, out_shardings=(shardings, None), compiler_options=self._options
+            make_train_step(forward, self._optimizer, self._config.loss),
+            donate_argnums=0,
+            out_shardings=(shardings, None),
+            compiler_options=self._options,
         )
         return step.trace(self.abstract, abstract_arrays(rows, sharding.batch_shardings(self._mesh, rows)))
 

@@ -14,7 +14,7 @@ ROOMY = 0.6
 
 
 def choose_remat(llama: LlamaConfig, mesh: Mesh, tokens: float, mu_bytes: int = FP32) -> str:
-    """"none" where everything surely fits, else "nothing_saveable"; `tokens` a device, of one micro-batch."""
+    """ "none" where everything surely fits, else "nothing_saveable"; `tokens` a device, of one micro-batch."""
     kept = memory_bytes(llama, dict(mesh.shape), tokens, "none", mu_bytes)
     return "none" if kept <= ROOMY * device_memory(mesh.devices.flat[0]) else "nothing_saveable"
 
