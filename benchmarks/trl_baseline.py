@@ -4,7 +4,8 @@
     python benchmarks/trl_baseline.py --size=M --data=hh.jsonl.gz --tokenizer=DIR --batch_size=8 --max_length=512
 
 The defaults are TRL's own, but for the sizes. --sorted groups pairs of like length, --no-checkpointing keeps
-activations, --bf16 computes in bf16; together they were its fastest. Weights are random.
+activations, --bf16 computes in bf16; together they were its fastest. Weights are random, or those of --model.
+With --eval, the model is judged after the steps (--steps=0: one epoch), to compare quality with train_rm's.
 """
 
 import argparse
@@ -39,6 +40,13 @@ class Clock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self._began)
 
 
+def read_pairs(path: str) -> list[dict]:
+    """The two sides of each pair."""
+    opener = gzip.open if path.endswith(".gz") else open
+    with opener(path, "rt") as file:
+        return [{side: pair[side] for side in ("chosen", "rejected")} for pair in map(json.loads, file)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=list(SHAPES), default="M")
@@ -46,7 +54,10 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--max_length", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=20, help="timed steps, after two that are not; 0: one epoch")
+    parser.add_argument("--model", help="a Hugging Face reward model to start from")
+    parser.add_argument("--eval", help="pairs to judge the trained model by")
+    parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--sorted", action="store_true")
     parser.add_argument("--no-checkpointing", action="store_true")
@@ -56,17 +67,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(load_tokenizer(args.tokenizer), folder, args.max_length)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    opener = gzip.open if args.data.endswith(".gz") else open
-    with opener(args.data, "rt") as file:
-        pairs = [json.loads(line) for line in file]
-    pairs = [{side: pair[side] for side in ("chosen", "rejected")} for pair in pairs]
+    pairs = read_pairs(args.data)
     if args.sorted:
         pairs.sort(key=lambda pair: len(json.dumps(pair)))
         wanted = (args.steps + 2) * args.batch_size
         pairs = [pairs[i * len(pairs) // wanted] for i in range(wanted)]  # all lengths, as in an epoch
     hidden, intermediate, layers, heads, kv_heads = SHAPES[args.size]
     torch.manual_seed(0)
-    model = LlamaForSequenceClassification(
+    random = LlamaForSequenceClassification(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=hidden,
@@ -79,6 +87,7 @@ def main() -> None:
             attn_implementation=args.attention,
         )
     )
+    model = LlamaForSequenceClassification.from_pretrained(args.model, dtype=torch.float32) if args.model else random
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = RewardTrainer(
@@ -87,7 +96,9 @@ def main() -> None:
                 output_dir=folder,
                 per_device_train_batch_size=args.batch_size,
                 max_length=args.max_length,
-                max_steps=args.steps + 2,
+                max_steps=args.steps + 2 if args.steps else -1,
+                num_train_epochs=1,
+                learning_rate=args.lr,
                 bf16=args.bf16,
                 gradient_checkpointing=not args.no_checkpointing,
                 train_sampling_strategy="sequential" if args.sorted else "random",
@@ -98,10 +109,12 @@ def main() -> None:
                 use_cpu=not torch.cuda.is_available(),
             ),
             train_dataset=Dataset.from_list(pairs),
+            eval_dataset=Dataset.from_list(read_pairs(args.eval)) if args.eval else None,
             processing_class=tokenizer,
             callbacks=[clock],
         )
         trainer.train()
+        judged = trainer.evaluate() if args.eval else {}
     seconds = clock.seconds[2:]
     print(
         json.dumps(
@@ -109,6 +122,7 @@ def main() -> None:
                 **{name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
                 "pairs_per_s": len(seconds) * args.batch_size / sum(seconds),
                 "steps": len(seconds),
+                **{name: value for name, value in judged.items() if name in ("eval_loss", "eval_accuracy")},
                 "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             }
         )

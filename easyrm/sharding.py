@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from easyrm.errors import InputError
@@ -75,7 +76,9 @@ def make_mesh(mesh_dim: str, devices: list[jax.Device] | None = None) -> Mesh:
         wanted = _product(mesh_dim)
         devices = devices[:wanted] if wanted and len(devices) % wanted == 0 else devices
     sizes = parse_mesh_dim(mesh_dim, len(devices))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # An axis of the mesh may take part of an axis of the torus: 1,2,8 on 4x4 chips.
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def row_groups(mesh: Mesh) -> int:

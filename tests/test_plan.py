@@ -430,6 +430,14 @@ def test_a_step_too_large_is_refused_with_the_gap():
 
 
 @needs_libtpu
+@pytest.mark.parametrize("name", ["v6e:4x4", "v5e:4x8", "v5p:2x2x4", "v4:4x4x4"])
+def test_every_mesh_of_the_search_lies_on_the_torus(name):
+    tpu = parse_topology(name)
+    for mesh in search.meshes(SIZES["llama3.1-70b"], tpu.chips):
+        assert make_mesh(",".join(map(str, mesh)), devices_of(tpu)).size == tpu.chips
+
+
+@needs_libtpu
 @pytest.mark.slow
 def test_seventy_billion_on_32_chips():
     config = RunConfig()
