@@ -141,6 +141,7 @@ def plan_search(
         )
         price = prices.get(candidate.slice.generation)
         plans.append(compile_plan(chosen, llama, candidate.slice, demand, candidate.work, steps=steps, price=price))
+        say(f"    {'fits' if plans[-1].memory.fits else plans[-1].memory.refused} ({plans[-1].compile_seconds:.0f} s)")
     compiled = {(plan.slice.name, plan.remat, tuple(plan.mesh.values())) for plan in plans}
     rest = (found for found in to_compile(ranked) if (found.slice.name, found.remat, found.mesh) not in compiled)
     say(search_table(plans, itertools.islice(rest, SHOWN), steps, bool(prices)))

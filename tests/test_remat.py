@@ -24,5 +24,5 @@ def test_memory_of_this_host():
 @pytest.mark.parametrize(("tokens", "expected"), [(512, "none"), (65536, "nothing_saveable")])
 def test_memory_of_a_chip_that_is_not_there(tokens, expected):
     pytest.importorskip("libtpu", reason="the tpu extra is not installed")
-    mesh = make_mesh("1,16,1", devices_of(parse_topology("v5e:4x4")))
+    mesh = make_mesh("1,16,1", devices_of(parse_topology("v5p:2x2x4")))
     assert choose_remat(SIZES["llama3.1-8b"], mesh, tokens) == expected

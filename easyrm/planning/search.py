@@ -65,7 +65,8 @@ def rank(
                         dropped += 1
                     else:
                         kept.append(candidate)
-    return sorted(kept, key=lambda found: (found.dollars, found.roofline.step, found.memory)), dropped
+    # Many are bound by compute and cost the same. Programs send more than the estimate: what sends least comes first.
+    return sorted(kept, key=lambda found: (found.dollars, found.roofline.ici, found.memory)), dropped
 
 
 def to_compile(ranked: list[Candidate]) -> Iterator[Candidate]:
