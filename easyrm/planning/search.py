@@ -80,11 +80,14 @@ def to_compile(ranked: list[Candidate]) -> Iterator[Candidate]:
 
 
 def idle_note(work: Work, better_mesh: str) -> str:
-    """One line about groups of devices that no row is left for, "" where there are none."""
+    """One line about groups of devices that a step's pairs cannot fill, "" where there are none."""
     if not work.idle:
         return ""
     advice = f"--mesh_dim={better_mesh} leaves none idle" if better_mesh else "take fewer devices or larger batches"
-    return f"{work.idle} of {work.groups} groups of devices have no rows (rows < dp * fsdp): {advice}"
+    full = work.groups - work.idle
+    return (
+        f"the pairs of a step fill {full} of {work.groups} groups of devices (dp * fsdp), the rest is padding: {advice}"
+    )
 
 
 def idle_devices(config: RunConfig, llama: LlamaConfig, mesh: Mesh, demand: Demand) -> str:

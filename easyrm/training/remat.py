@@ -9,8 +9,8 @@ from easyrm.chips import TPUS, layer_weights
 from easyrm.models.config import LlamaConfig
 
 FP32, BF16 = 4, 2
-# Of a device's memory, by the estimate, that a step may take with every activation kept.
-ROOMY = 0.6
+# Of a device's memory, by the estimate, that a step may take with every activation kept; in fp32 it takes twice that.
+ROOMY = 0.4
 
 
 def choose_remat(llama: LlamaConfig, mesh: Mesh, tokens: float, mu_bytes: int = FP32) -> str:
