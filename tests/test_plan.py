@@ -295,6 +295,9 @@ def test_forced_rows_are_the_worst_case():
     assert (demand.tokens, demand.visible_keys) == (64 * 4096, 64 * 4096 * 4097 / 2)
     assert work_on(demand, config_of(), 32, 1).shape == (64, 4096)
     assert work_on(demand, config_of(), 48, 1).shape == (96, 4096)
+    padded = config_of()
+    padded.data.packing = False
+    assert work_on(demand, padded, 32, 1).shape == (64, 4096)
 
 
 def test_real_pairs_give_their_own_shape(tmp_path):

@@ -116,12 +116,12 @@ def work_on(demand: Demand, config: RunConfig, groups: int, micro_batches: int) 
     every group in each micro-batch; a given shape is only filled up with rows of padding.
     """
     multiple = groups * micro_batches
-    if not config.data.packing:
+    if demand.fixed:
+        rows, length = demand.fixed
+        needed = min(rows, math.ceil(demand.tokens * PACKED / length)) if config.data.packing else rows
+    elif not config.data.packing:
         rows = needed = 2 * demand.batch_size
         length = config.data.max_length
-    elif demand.fixed:
-        rows, length = demand.fixed
-        needed = min(rows, math.ceil(demand.tokens * PACKED / length))
     else:
         rows = 0
         capacity = demand.tokens * PACKED

@@ -23,7 +23,7 @@ from easyrm.models.llama import Kernels
 from easyrm.models.matmul import cpu_bf16_matmul, matmul
 from easyrm.models.reward import RewardModel
 from easyrm.training.optimizer import make_optimizer
-from easyrm.training.remat import choose_remat
+from easyrm.training.remat import choose_remat, device_memory
 from easyrm.training.step import DTYPES, Forward, TrainState, make_reward_step, make_train_step
 
 MIB = 2**20
@@ -83,6 +83,7 @@ class Program:
         self.abstract = TrainState(model, abstract_arrays(moments, sharding.state_shardings(mesh, moments)))
         self._config = config
         self._forward = make_forward(mesh, llama, dtype=config.dtype, implementation=config.model.attention)
+        self._memory_of_device = device_memory(mesh)
         self._options = compiler_options(mesh)
         self._rewards = jax.jit(make_reward_step(self._forward), compiler_options=self._options)
         self._compiled: dict[RowShape, Any] = {}
@@ -93,7 +94,8 @@ class Program:
             return self._config.model.remat
         _, count, length = rows.tokens.shape
         mu_bytes = 2 if self._config.optimizer.mu_dtype == "bf16" else 4
-        return choose_remat(self._llama, self._mesh, count * length / sharding.row_groups(self._mesh), mu_bytes)
+        tokens = count * length / sharding.row_groups(self._mesh)
+        return choose_remat(self._llama, self._mesh, tokens, self._memory_of_device, mu_bytes)
 
     def trace(self, rows: RowBatch) -> jax.stages.Traced:
         """The training step for rows of these shapes (arrays or abstract), to be looked at, lowered and compiled.

@@ -3,6 +3,8 @@
 import os
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from easyrm.chips import TPUS, layer_weights
@@ -13,20 +15,26 @@ FP32, BF16 = 4, 2
 ROOMY = 0.4
 
 
-def choose_remat(llama: LlamaConfig, mesh: Mesh, tokens: float, mu_bytes: int = FP32) -> str:
-    """ "none" where everything surely fits, else "nothing_saveable"; `tokens` a device, of one micro-batch."""
+def choose_remat(llama: LlamaConfig, mesh: Mesh, tokens: float, memory: float, mu_bytes: int = FP32) -> str:
+    """ "none" where everything surely fits `memory`, else "nothing_saveable"; `tokens` a device, of a micro-batch."""
     kept = memory_bytes(llama, dict(mesh.shape), tokens, "none", mu_bytes)
-    return "none" if kept <= ROOMY * device_memory(mesh.devices.flat[0]) else "nothing_saveable"
+    return "none" if kept <= ROOMY * memory else "nothing_saveable"
 
 
-def device_memory(device: jax.Device) -> float:
-    """Bytes that programs may use: of a TPU by the table (it need not be there), of a CPU its share of the host's."""
+def device_memory(mesh: Mesh) -> float:
+    """Bytes that programs may use on each device of a mesh; every process calls it, and gets the least of them.
+
+    Of a TPU by the table (it need not be there), of a CPU its share of the host's memory.
+    """
+    device = mesh.devices.flat[0]
     kinds = {chip.kind: chip.hbm for chip in TPUS.values()}
     if device.device_kind in kinds:
         return kinds[device.device_kind]
     if device.platform == "cpu":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
-    return device.memory_stats()["bytes_limit"]
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
+    else:
+        memory = jax.local_devices()[0].memory_stats()["bytes_limit"]
+    return float(multihost_utils.process_allgather(np.float32(memory)).min())
 
 
 def state_bytes(llama: LlamaConfig, shards: int, mu_bytes: int = FP32) -> float:
