@@ -1,17 +1,21 @@
 """Hugging Face's config.json: read into a LlamaConfig, and written for an exported reward model."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
 
 from easyrm.errors import InputError
+from easyrm.file_digests import MODEL_FILES, check_files
 from easyrm.hf.hub import fetch
 from easyrm.models.config import LlamaConfig
+from easyrm.strict_json import read_object
 
 CLASSIFIER = "LlamaForSequenceClassification"
 _ARCHITECTURES = ("LlamaForCausalLM", CLASSIFIER)
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_ROPE_KEYS = ("rope_parameters", "rope_scaling")  # of transformers 5, and of 4
 # What each kind of frequency scaling needs beside its name.
 _ROPE_SCALING = {
     "linear": ("factor",),
@@ -32,18 +36,17 @@ def read_config(source: str | epath.PathLike) -> tuple[LlamaConfig, dict[str, An
     """The LlamaConfig and the raw dict of a model directory, a hub name, `gs://...` or a config.json.
 
     Reads the keys of transformers 4 (`rope_theta`, `rope_scaling`) and of 5 (`rope_parameters`). Raises InputError for
-    a file that does not parse and for every model that we do not compute exactly.
+    a file that does not parse, that is not as the digests.json beside it says, and for every model that we do not
+    compute exactly.
     """
     path = fetch(source)
     file = path if path.suffix == ".json" else path / "config.json"
     try:
-        raw = json.loads(file.read_text())
-    except FileNotFoundError as error:
+        raw = read_object(file)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{file}: no such file; a model directory holds a config.json") from error
-    except ValueError as error:
-        raise InputError(f"{file}: not JSON ({error}); get the file again") from error
-    if not isinstance(raw, dict):
-        raise InputError(f"{file}: expected a JSON object, found {type(raw).__name__}; get the file again")
+    if file.name in MODEL_FILES:
+        check_files(file.parent, MODEL_FILES)
     return llama_config(raw, where=str(file)), raw
 
 
@@ -63,14 +66,15 @@ def llama_config(raw: dict[str, Any], where: str) -> LlamaConfig:
     theta, scaling = _rope(raw, where)
     config = LlamaConfig(
         **{key: raw[key] for key in _REQUIRED},
-        num_key_value_heads=raw.get("num_key_value_heads") or 0,
-        head_dim=raw.get("head_dim") or 0,
-        max_position_embeddings=raw.get("max_position_embeddings", 2048),
-        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),  # this and the others: the defaults of transformers, not ours
+        # The defaults are those of transformers, not ours; 0 is LlamaConfig's word for its own.
+        num_key_value_heads=_value(raw, "num_key_value_heads", 0, _is_size, where),
+        head_dim=_value(raw, "head_dim", 0, _is_size, where),
+        max_position_embeddings=_value(raw, "max_position_embeddings", 2048, _is_size, where),
+        rms_norm_eps=_value(raw, "rms_norm_eps", 1e-6, _is_positive, where),
         rope_theta=theta,
         rope_scaling=scaling,
-        tie_word_embeddings=raw.get("tie_word_embeddings", False),
-        initializer_range=raw.get("initializer_range", 0.02),
+        tie_word_embeddings=_value(raw, "tie_word_embeddings", False, lambda value: isinstance(value, bool), where),
+        initializer_range=_value(raw, "initializer_range", 0.02, _is_positive, where),
     )
     if config.num_attention_heads % config.num_key_value_heads:
         raise InputError(
@@ -82,20 +86,37 @@ def llama_config(raw: dict[str, Any], where: str) -> LlamaConfig:
     return config
 
 
+def _value(raw: dict[str, Any], key: str, default: Any, is_sound: Callable[[Any], bool], where: str) -> Any:
+    """What a raw config says of `key`; where it is absent or null, `default`. InputError for what is not sound."""
+    value = raw.get(key)
+    if value is not None and not is_sound(value):
+        raise InputError(f"{where}: {key}={value!r} is not a value that it can have; correct the file")
+    return default if value is None else value
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**31
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < 1e300
+
+
 def _refuse_foreign(raw: dict[str, Any], where: str) -> None:
     """InputError unless the raw config is that of a plain Llama, causal or with one label."""
     if raw.get("model_type") != "llama":
         raise InputError(f"{where}: model_type={raw.get('model_type')!r} is not supported; give a model of type llama")
-    architectures = raw.get("architectures") or []
-    if architectures and not set(architectures) & set(_ARCHITECTURES):
+    architectures = _value(raw, "architectures", [], lambda value: isinstance(value, list), where)
+    if architectures and not any(known in architectures for known in _ARCHITECTURES):
         raise InputError(f"{where}: architectures={architectures} is not supported; give {' or '.join(_ARCHITECTURES)}")
     for key, only in _ONLY.items():
         value = raw.get(key)
         if value is not None and value != only:
             raise InputError(f"{where}: {key}={json.dumps(value)} is not supported; give a model with {key}={only}")
     for key in _REQUIRED:
-        if type(raw.get(key)) is not int or raw[key] < 1:
-            raise InputError(f"{where}: {key}={raw.get(key)!r} is not a positive integer; correct the file")
+        if not _is_size(raw.get(key)):
+            raise InputError(f"{where}: {key}={raw.get(key)!r} is not a positive 32-bit integer; correct the file")
+    _value(raw, "id2label", {}, lambda value: isinstance(value, dict), where)
     if is_classifier(raw) and num_labels(raw) != 1:
         raise InputError(
             f"{where}: num_labels={num_labels(raw)}, and a reward model has 1; give a classifier with one label, "
@@ -105,12 +126,14 @@ def _refuse_foreign(raw: dict[str, Any], where: str) -> None:
 
 def _rope(raw: dict[str, Any], where: str) -> tuple[float, dict[str, Any] | None]:
     """(theta, scaling) from either generation of keys; scaling is None where frequencies are not scaled."""
-    found = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = float(found.get("rope_theta") or raw.get("rope_theta") or 10000.0)
+    tables = [_value(raw, key, {}, lambda value: isinstance(value, dict), where) for key in _ROPE_KEYS]
+    found = tables[0] or tables[1]
+    default = _value(raw, "rope_theta", 10000.0, _is_positive, where)
+    theta = float(_value(found, "rope_theta", default, _is_positive, where))
     kind = found.get("rope_type") or found.get("type") or "default"
     if kind == "default":
         return theta, None
-    if kind not in _ROPE_SCALING:
+    if not isinstance(kind, str) or kind not in _ROPE_SCALING:
         raise InputError(f"{where}: rope_type={kind!r} is not supported; give a model with default, linear or llama3")
     if found.get("partial_rotary_factor", 1.0) != 1.0:
         raise InputError(
@@ -118,8 +141,10 @@ def _rope(raw: dict[str, Any], where: str) -> tuple[float, dict[str, Any] | None
             f"give a model that rotates whole heads"
         )
     for key in _ROPE_SCALING[kind]:
-        if not isinstance(found.get(key), int | float):
-            raise InputError(f"{where}: rope_type={kind!r} needs the number {key}, found {found.get(key)!r}; add it")
+        if not _is_positive(found.get(key)):
+            raise InputError(
+                f"{where}: rope_type={kind!r} needs the positive number {key}, found {found.get(key)!r}; add it"
+            )
     return theta, {"rope_type": kind, **{key: found[key] for key in _ROPE_SCALING[kind]}}
 
 

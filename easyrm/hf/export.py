@@ -16,7 +16,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 from safetensors.numpy import save_file
 
+from easyrm.digests import digests
 from easyrm.errors import InputError
+from easyrm.file_digests import write_digests
 from easyrm.hf.config import exported_config, write_config
 from easyrm.hf.names import Weight, weights
 from easyrm.models.config import LlamaConfig
@@ -37,12 +39,12 @@ def export(
     dtype: str = "bf16",
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Writes config.json, the weights in shards, the tokenizer and README.md (`card`) into the new directory `output`.
+    """Writes config.json, weights in shards, tokenizer, digests.json and README.md (`card`) into the new `output`.
 
     `raw_config` gives the token ids (see `exported_config`); `write_tokenizer` writes its files into the local
     directory it is given. `dtype` is bf16 (rounded to nearest even, as torch does) or fp32. Process 0 writes; with
     several processes all must call this, because every tensor is gathered from all of them. The host holds at most one
-    shard and one tensor.
+    shard and one tensor. The digests are of the parameters as an import will get them.
 
     A local `output` appears under its name only when complete: it is written beside it and renamed. Object stores
     cannot rename, so on `gs://` config.json is written last: a directory without it is not finished. Raises InputError
@@ -52,6 +54,7 @@ def export(
     output = refuse_existing(output)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("easyrm export: output checked")
+    parameters = _digests_as_imported(params, dtype)
     writes = jax.process_index() == 0
     with _staging(output) if writes else contextlib.nullcontext() as staging:
         for name, tensors in _shards(params, config, dtype, max_shard_bytes, keep=writes):
@@ -62,8 +65,8 @@ def export(
             _write_index(staging, config, dtype, max_shard_bytes)
             write_tokenizer(staging)
             (staging / "README.md").write_text(card, encoding="utf-8")
-            _move_if_remote(staging, output)
             write_config(staging, config, raw_config, dtype)
+            write_digests(staging, parameters)
             _finish(staging, output)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("easyrm export: written")
@@ -129,6 +132,21 @@ def _to_host(leaf: jax.Array, layer: int | None, transposed: bool, dtype: str) -
     return np.ascontiguousarray(tensor.T if transposed else tensor)
 
 
+def _digests_as_imported(params: Any, dtype: str) -> dict[str, str]:
+    """The digests of the parameters rounded to `dtype` and back in fp32, leaf by leaf: one is held twice at a time."""
+    found = {}
+    for key, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        found |= digests({path_name(key): _rounded_to_bf16(leaf) if dtype == "bf16" else leaf})
+    return found
+
+
+@jax.jit
+def _rounded_to_bf16(leaf: jax.Array) -> jax.Array:
+    # By bits: XLA may leave out a conversion to bf16 and back.
+    bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.bfloat16), jnp.uint16)
+    return jax.lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
+
+
 @jax.jit(static_argnums=1)
 def _round_whole(leaf: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return leaf.astype(dtype)
@@ -175,11 +193,11 @@ def _staging(output: epath.Path) -> Iterator[Path]:
 
 
 def _move_if_remote(staging: Path, output: epath.Path) -> None:
-    """Sends what is staged to a remote output, so that no more than one shard lies on the local disk."""
+    """Sends what is staged to a remote output, config.json last; no more than one shard lies on the local disk."""
     if not _is_remote(output):
         return
     output.mkdir(parents=True, exist_ok=True)
-    for file in staging.iterdir():
+    for file in sorted(staging.iterdir(), key=lambda file: file.name == "config.json"):
         epath.Path(file).copy(output / file.name, overwrite=True)
         file.unlink()
 

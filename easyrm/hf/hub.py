@@ -8,7 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from easyrm.errors import InputError
 
-_MODEL_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+_MODEL_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "digests.json"]
 _NOT_MODEL_FILES = ["original/*", "consolidated*"]
 
 
@@ -25,7 +25,8 @@ def hub_name(source: str) -> str | None:
 def fetch(source: str | epath.PathLike) -> epath.Path:
     """The path of a model's files: a directory, a file or `gs://...` as it is; a hub name after downloading it.
 
-    Of a hub repository only config.json and the safetensors are downloaded. Raises InputError where nothing is there.
+    Of a hub repository only config.json, the safetensors and digests.json are downloaded. Raises InputError where
+    nothing is there.
     """
     name = hub_name(source)
     if name is None:

@@ -7,10 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from easyrm.digests import digests
 from easyrm.errors import InputError
+from easyrm.file_digests import check_parameter, recorded_parameters
 from easyrm.hf.config import is_classifier, read_config
 from easyrm.hf.hub import fetch
 from easyrm.hf.names import BUFFERS, LM_HEAD, SCORE_PATH, Weight, weights
@@ -44,10 +47,12 @@ def load_params(
     every mesh. From a sequence classifier the head is loaded. The host holds the shards of one leaf at a time beside
     what is already placed, and 32 MB of file contents.
 
-    Raises InputError, before any tensor is read, that names every missing, unexpected and mis-shaped tensor.
+    Raises InputError, before any tensor is read, that names every missing, unexpected and mis-shaped tensor; and for a
+    parameter that is not finite, or not the one that the digests.json of an export tells of.
     """
-    checkpoint, has_head = open_checkpoint(source, config)
-    table = weights(config)
+    path = fetch(source)
+    checkpoint, has_head = open_checkpoint(path, config)
+    recorded, table = recorded_parameters(path), weights(config)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract_params)
     jobs = [
         (path_name(key), leaf, where) for (key, leaf), where in zip(leaves, jax.tree.leaves(shardings), strict=True)
@@ -63,7 +68,10 @@ def load_params(
                 loaded[name] = _new_head(leaf.shape, score_std or (config.hidden_size + 1) ** -0.5, seed, where)
             else:
                 loaded[name] = _load_leaf(checkpoint, table[name], where, readers)
-            loaded[name].block_until_ready()
+            if not jax.device_get(_all_finite(loaded[name])):
+                raise InputError(f"{path}: {name} holds what is not a finite number; get the weights again")
+            if recorded:
+                check_parameter(path, name, digests({name: loaded[name]})[name], recorded)
             if loaded[name].nbytes > _COLLECT_BYTES:
                 gc.collect()
     return jax.tree.unflatten(treedef, [loaded[name] for name, _, _ in jobs])
@@ -98,6 +106,11 @@ def _check_tensors(path: epath.Path, checkpoint: Checkpoint, table: dict[str, We
             problems.append(f"unexpected {name} {list(entry.shape)}")
     if problems:
         raise InputError(f"{path}: the weights do not fit config.json; correct either one: {'; '.join(problems)}")
+
+
+@jax.jit
+def _all_finite(leaf: jax.Array) -> jax.Array:
+    return jnp.isfinite(leaf).all()
 
 
 def _new_head(shape: tuple[int, ...], std: float, seed: int, sharding: jax.sharding.Sharding) -> jax.Array:

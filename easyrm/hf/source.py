@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from easyrm.file_digests import check_files
 from easyrm.hf.config import read_config
 from easyrm.hf.hub import fetch
 from easyrm.hf.load import load_params, open_checkpoint
@@ -14,7 +15,8 @@ class ModelSource:
     """`config` (LlamaConfig) and `raw` (config.json as it was read, {} for a named size) of a model.
 
     With `init_from`, a Hugging Face directory, hub name or gs://..., every tensor's name and shape is checked here,
-    before anything is compiled; `load` reads the weights. Else `config` is a named size or a config.json.
+    before anything is compiled, and the files, the tokenizer's too, against the digests.json of an export; `load` reads
+    the weights. Else `config` is a named size or a config.json.
     """
 
     def __init__(self, init_from: str, config: str):
@@ -25,6 +27,7 @@ class ModelSource:
         else:
             self.config, self.raw = read_config(self.path or config)
         if self.path is not None:
+            check_files(self.path)
             open_checkpoint(self.path, self.config)
 
     def load(self, abstract: Any, *, score_std: float, seed: int) -> Any:
