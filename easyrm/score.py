@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,10 +10,9 @@ from absl import flags
 from etils import epath
 
 from easyrm import run, sharding
-from easyrm.data import sources
 from easyrm.data.batches import Batches
 from easyrm.data.config import DataConfig
-from easyrm.data.pairs import Dropped, parse_scored
+from easyrm.data.outcomes import Outcome
 from easyrm.data.store import build_store
 from easyrm.data.stream import ahead
 from easyrm.data.tokenizer import Tokenizer, load_tokenizer
@@ -62,7 +60,7 @@ def score() -> None:
             sides = jax.device_get(rewards_of(model, sharding.place_batch(mesh, batch)))
             yield from zip(*(side[batch.weight > 0].tolist() for side in sides), strict=True)
 
-    counts = write_scores(sources.read(_INPUT.value), store.places(), rewards(), epath.Path(_OUTPUT.value))
+    counts = write_scores(store.outcomes, rewards(), epath.Path(_OUTPUT.value))
     print(f"wrote {_OUTPUT.value}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
 
 
@@ -76,7 +74,7 @@ def load_model(path: str, mesh: jax.sharding.Mesh) -> tuple[RewardModel, Tokeniz
         record = run.read_record(directory)
         abstract = abstract_model(LlamaConfig(**record["model"]), mesh)
         model, _ = restore_model(directory / "checkpoints", step, abstract)
-        return model, load_tokenizer(str(directory / "tokenizer")), record["config"]["data"]["max_length"]
+        return model, run.load_run_tokenizer(directory, record), record["config"]["data"]["max_length"]
     source = ModelSource(path, "")
     if not is_classifier(source.raw):
         raise InputError(f"--model={path}: a causal model without a score head; give a reward model or train one")
@@ -86,40 +84,23 @@ def load_model(path: str, mesh: jax.sharding.Mesh) -> tuple[RewardModel, Tokeniz
 
 
 def write_scores(
-    records: Iterable[sources.Record],
-    scored: Iterator[tuple[str, int]],
-    rewards: Iterator[tuple[float, float]],
-    output: epath.Path,
+    outcomes: Iterable[Outcome], rewards: Iterator[tuple[float, float]], output: epath.Path
 ) -> dict[str, int]:
-    """One line out for each record; `scored` are the (file, line) of those with rewards. Returns counts by kind."""
-    counts, following = Counter(), next(scored, None)
+    """One line out for each record; `rewards` are those of the records without an error. Returns counts by kind."""
+    counts = Counter()
     with output.open("w") as file:
-        for record in records:
-            if (record.file, record.line) == following:
-                line, following = _scored_line(record, next(rewards)), next(scored, None)
+        for outcome in outcomes:
+            if outcome.error is not None:
+                kind, values = "errors", {"error": outcome.error}
             else:
-                line = {**_identity(record), "error": _why(record)}
-            counts["errors" if "error" in line else "conversations" if "reward" in line else "pairs"] += 1
-            file.write(json.dumps(line) + "\n")
+                chosen, rejected = next(rewards)
+                kind, values = "pairs", {"chosen": chosen, "rejected": rejected}
+                if outcome.single:
+                    kind, values = "conversations", {"reward": chosen}
+            counts[kind] += 1
+            line = json.dumps(values)
+            file.write((line if outcome.id is None else f'{{"id": {outcome.id}, {line[1:]}') + "\n")
     return dict(counts)
-
-
-def _scored_line(record: sources.Record, rewards: tuple[float, float]) -> dict[str, Any]:
-    if "messages" in record.value:
-        return {**_identity(record), "reward": rewards[0]}
-    return {**_identity(record), "chosen": rewards[0], "rejected": rewards[1]}
-
-
-def _identity(record: sources.Record) -> dict[str, Any]:
-    return {"id": record.value["id"]} if isinstance(record.value, dict) and "id" in record.value else {}
-
-
-def _why(record: sources.Record) -> str:
-    try:
-        parse_scored(record)
-    except Dropped as dropped:
-        return str(dropped)
-    return "overlong: more tokens than --max_length"
 
 
 if __name__ == "__main__":

@@ -43,6 +43,10 @@ def test_a_good_pair():
         ({**GOOD, "margin": True}, "malformed", "margin is True"),
         ({**GOOD, "margin": math.nan}, "malformed", "margin is nan"),
         ({**GOOD, "margin": math.inf}, "malformed", "margin is inf"),
+        ({**GOOD, "margin": 3.5e38}, "malformed", "margin is 3.5e+38, not a finite number of 32 bits"),
+        ({**GOOD, "margin": -(10**400)}, "malformed", "margin is -1000"),
+        ({**GOOD, "margin": [["deep"]]}, "malformed", "margin is [['deep']]"),
+        ({**GOOD, "chosen": talk("half \ud83d of a pair")}, "malformed", "no Unicode text"),
         ({**GOOD, "rejected": []}, "empty", "rejected has no messages"),
         ({**GOOD, "rejected": talk(" \n")}, "empty", "without text"),
         ({**GOOD, "rejected": talk("no", "user")}, "not_ending_in_assistant", "ends in a message of the user"),
@@ -53,6 +57,12 @@ def test_reasons(value, reason, detail):
         parse_pair(record(value, "not JSON: ..." if value is None else None))
     assert dropped.value.reason == reason and reason in pairs.REASONS
     assert detail in dropped.value.detail
+
+
+def test_a_role_that_is_long_is_cut_in_the_message():
+    with pytest.raises(InputError) as stopped:
+        parse_pair(record({**GOOD, "rejected": talk("no", "x\n" * 10**6)}))
+    assert len(str(stopped.value)) < 200 and "\n" not in str(stopped.value)
 
 
 def test_pairs_that_teach_nothing():

@@ -4,7 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from runs import call, lines_of, make_pairs, make_world, run, write_lines
+from etils import epath
+from runs import call, lines_of, make_pairs, make_tokenizer, make_world, run, write_lines
+
+from easyrm.data.config import DataConfig
+from easyrm.data.store import build_store
+from easyrm.data.tokenizer import load_tokenizer
+from easyrm.score import write_scores
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +32,7 @@ def scores(folder, model, lines, **more):
 def test_pairs_conversations_and_what_cannot_be_scored(trained, tmp_path):
     pairs = make_pairs(9, seed=3)
     single = {"messages": pairs[0]["chosen"], "id": 17}
-    same = {"chosen": pairs[1]["chosen"], "rejected": pairs[1]["chosen"]}
+    same = {"chosen": pairs[1]["chosen"], "rejected": pairs[1]["chosen"], "id": ["\ud800", {"deep": None}]}
     long = {"messages": [{"role": "user", "content": "ant"}, {"role": "assistant", "content": "bee " * 900}]}
     lines = [*pairs, single, "{torn", same, long, {"id": "x", "chosen": []}]
     out, said = scores(tmp_path, trained, lines)
@@ -34,7 +40,7 @@ def test_pairs_conversations_and_what_cannot_be_scored(trained, tmp_path):
     for line, pair in zip(out[:9], pairs, strict=True):
         assert list(line) == ["id", "chosen", "rejected"] and line["id"] == pair["id"]
     assert out[9] == {"id": 17, "reward": pytest.approx(out[0]["chosen"], abs=1e-5)}
-    assert out[11]["chosen"] == out[11]["rejected"]
+    assert out[11]["chosen"] == out[11]["rejected"] and out[11]["id"] == same["id"]
     assert "not JSON" in out[10]["error"] and "overlong" in out[12]["error"] and out[13]["id"] == "x"
     assert "10 pairs, 1 conversations, 3 errors" in said
     one_by_one, _ = scores(tmp_path, trained, lines[:9], batch_size=1)
@@ -76,3 +82,17 @@ def test_refusals(trained, tmp_path, shared):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     check("convert", {"checkpoint": trained, "output": tmp_path / "full"}, "not empty")
+
+
+def test_what_is_read_once_is_scored(tmp_path):
+    """A file that is replaced after it was read changes no line: rewards, ids and reasons are of one reading."""
+    make_tokenizer(tmp_path / "tokenizer.model")
+    path = write_lines(tmp_path / "in.jsonl", [make_pairs(1)[0], "{torn", {"messages": make_pairs(1)[0]["chosen"]}])
+    tokenizer = load_tokenizer(str(tmp_path / "tokenizer.model"))
+    store = build_store(str(path), tokenizer, DataConfig(max_bad_fraction=1.0), scoring=True, log=lambda line: None)
+    write_lines(path, ["{other"] * 9)
+    counts = write_scores(store.outcomes, iter([(1.0, 0.5), (2.0, 2.0)]), epath.Path(tmp_path / "out.jsonl"))
+    assert counts == {"pairs": 1, "errors": 1, "conversations": 1}
+    out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [out[0], out[2]] == [{"id": "pair-0", "chosen": 1.0, "rejected": 0.5}, {"reward": 2.0}]
+    assert list(out[1]) == ["error"] and "not JSON" in out[1]["error"]

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from toy_tokenizer import train_sentencepiece, write_pairs
+from unsteady import unsteady
 
 from easyrm.data import sources
 from easyrm.data.config import DataConfig
@@ -115,8 +116,8 @@ def test_what_stops_a_run(tmp_path, tokenizer):
     path = write(tmp_path / "x.jsonl", BAD)
     with pytest.raises(InputError, match=r"1 of 10 records are malformed \(10.0%\), the first at .*x.jsonl:1 "):
         build(path, tokenizer)
-    with pytest.raises(InputError, match=r"x.jsonl:6: a conversation of \d+ tokens exceeds --data.max_length=100"):
-        build(path, tokenizer, max_length=100, max_bad_fraction=1.0, overlong="error")
+    with pytest.raises(InputError, match=r"x.jsonl:6: a conversation of \d+ tokens exceeds --data.max_length=200"):
+        build(path, tokenizer, max_length=200, max_bad_fraction=1.0, overlong="error")
     with pytest.raises(InputError, match=r"no usable pair among 1 records \(dropped: 1 identical\)"):
         build(write(tmp_path / "y.jsonl", [pair("a", "a")]), tokenizer)
     with pytest.raises(InputError, match=r"no usable pair among 0 records"):
@@ -124,6 +125,82 @@ def test_what_stops_a_run(tmp_path, tokenizer):
     tool = {**pair("a", "b"), "chosen": [{"role": "tool", "content": "a"}]}
     with pytest.raises(InputError, match=r"w.jsonl:2: chosen has the role 'tool'"):
         build(write(tmp_path / "w.jsonl", [pair("a", "b"), tool]), tokenizer)
+
+
+def test_a_long_line_is_dropped_without_being_tokenized(tmp_path, tokenizer, monkeypatch):
+    """Its characters prove it too long; the bound that is stated holds."""
+    path = write(tmp_path / "x.jsonl", [pair("yes", "no"), pair("yes", "small green river " * 600_000)])
+    encoded = []
+    encode = type(tokenizer).encode_batch
+    monkeypatch.setattr(
+        type(tokenizer), "encode_batch", lambda self, texts: encoded.extend(texts) or encode(self, texts)
+    )
+    log = []
+    assert build(path, tokenizer, log).report["dropped"] == {"overlong": 1}
+    assert max(map(len, encoded)) < 100
+    assert "x.jsonl:2: overlong: 108000" in "".join(log)
+    stated = (
+        r"x.jsonl:2: a conversation of 108000\d\d characters \(at least \d+ tokens\) exceeds --data.max_length=4096"
+    )
+    with pytest.raises(InputError, match=stated) as stopped:
+        build(path, tokenizer, overlong="error")
+    least = int(str(stopped.value).partition("at least ")[2].split()[0])
+    assert 4096 < least <= len(encode(tokenizer, ["small green river " * 600_000])[0])
+
+
+def test_what_a_tokenizer_cannot_encode_is_malformed(tmp_path, tokenizer, monkeypatch):
+    """Only the pair that it refuses, wherever it stands among others."""
+    path = write(tmp_path / "x.jsonl", [pair("yes", "no"), pair("cursed", "no"), pair("a", "b")])
+    encode = type(tokenizer).encode_batch
+
+    def encode_batch(self, texts):
+        if any("cursed" in text for text in texts):
+            raise Exception("unknown character")
+        return encode(self, texts)
+
+    monkeypatch.setattr(type(tokenizer), "encode_batch", encode_batch)
+    log = []
+    store = build(path, tokenizer, log, max_bad_fraction=1.0)
+    assert (store.report["kept"], store.report["dropped"]) == (2, {"malformed": 1})
+    assert "x.jsonl:2: malformed: the tokenizer cannot encode its text (unknown character)" in "".join(log)
+    assert [store[i].where for i in range(2)] == [f"{path}:1", f"{path}:3"]
+
+
+def test_texts_and_margins_beyond_their_types_are_malformed(tmp_path, tokenizer):
+    rows = [pair("yes", "no"), pair("yes", "\ud800"), pair("a", "b", margin=10**400), pair("a", "b", margin=1e39)]
+    log = []
+    store = build(write(tmp_path / "x.jsonl", rows), tokenizer, log, max_bad_fraction=1.0)
+    assert (store.report["kept"], store.report["dropped"]) == (1, {"malformed": 3})
+    assert "surrogates not allowed" in "".join(log) and "margin is 1e+39, not a finite number of 32 bits" in "".join(
+        log
+    )
+
+
+def test_outcomes_of_what_is_scored(tmp_path, tokenizer):
+    """In order; an `id` may be any JSON value; the file is not needed again."""
+    ids = [None, 1.5, "\ud800", [{"deep": [True]}], {}, 10**400, "é"]
+    rows = [pair("yes", "no", id=i) for i in ids] + [pair("yes", "no"), "{torn\n", {"id": 3}]
+    rows += [{"messages": pair("yes", "no")["chosen"], "id": 4}, pair("yes", "no " * 4000, id=5)]
+    path = write(tmp_path / "x.jsonl", rows)
+    store = build_store(str(path), tokenizer, DataConfig(max_bad_fraction=1.0), scoring=True, log=lambda line: None)
+    path.unlink()
+    for _ in range(2):
+        outcomes = list(store.outcomes)
+        assert [json.loads(outcome.id) for outcome in outcomes[:7]] == ids
+        assert [outcome.id for outcome in outcomes[7:]] == [None, None, "3", "4", "5"]
+        assert [outcome.single for outcome in outcomes] == [False] * 10 + [True, False]
+        errors = [outcome.error for outcome in outcomes]
+        assert errors[:8] == [None] * 8 and errors[10] is None
+        assert "not JSON" in errors[8] and "chosen is missing" in errors[9] and "overlong" in errors[11]
+
+
+def test_retries_are_counted(tmp_path, tokenizer, monkeypatch):
+    log, path = [], write_pairs(tmp_path / "x.jsonl", 3)
+    assert "retries" not in build(path, tokenizer).report
+    pause = unsteady(monkeypatch, fail_at=[0, 1])
+    whole = build(path, tokenizer, log)
+    assert whole.report["retries"] == len(pause) == 2 and whole.report["read"] == 3
+    assert "cannot be read (late); try 2 of 5 in 1 s" in log[0]
 
 
 def test_fingerprint_is_of_tokens_and_margins(tmp_path, tokenizer):

@@ -62,7 +62,7 @@ def test_pad_rules(tmp_path, model_file):
     assert load_tokenizer(str(model_file), pad_token="<s>").pad_id == 1
     with pytest.raises(InputError, match=r"pad token </s> .* also EOS.*--data.pad_token="):
         load_tokenizer(str(model_file), pad_token="</s>")
-    with pytest.raises(InputError, match=r"pad token <none> is not in its vocabulary"):
+    with pytest.raises(InputError, match=r"pad token '<none>' is not in its vocabulary"):
         load_tokenizer(str(model_file), pad_token="<none>")
     with pytest.raises(InputError, match=r"also EOS"):
         load_tokenizer(str(write_byte_level(tmp_path, pad_token="<|end_of_text|>")))
@@ -83,7 +83,7 @@ def test_a_configured_special_token_is_parsed_as_one(tmp_path):
 def test_bad_tokenizers_are_refused(tmp_path, model_file):
     with pytest.raises(InputError, match=r"no EOS token"):
         load_tokenizer(str(write_byte_level(tmp_path / "no_eos", eos_token=None)))
-    with pytest.raises(InputError, match=r"eos token <end> is not in its vocabulary"):
+    with pytest.raises(InputError, match=r"eos token '<end>' is not in its vocabulary"):
         load_tokenizer(str(write_byte_level(tmp_path / "other_eos", eos_token="<end>")))
     no_eos = train_sentencepiece(tmp_path / "no_eos.model", eos_id=-1)
     with pytest.raises(InputError, match=r"no EOS token"):

@@ -1,9 +1,10 @@
 """From a record to a pair of conversations, or to the reason why it is none."""
 
 import math
+import reprlib
 from typing import NamedTuple
 
-from easyrm.data.sources import Record
+from easyrm.data.readers import Record
 from easyrm.data.template import ROLES
 from easyrm.errors import InputError
 
@@ -15,6 +16,8 @@ TIE = "tie"
 DUPLICATE = "duplicate"
 OVERLONG = "overlong"
 REASONS = (MALFORMED, EMPTY, NOT_ENDING_IN_ASSISTANT, IDENTICAL, TIE, DUPLICATE, OVERLONG)
+
+_LARGEST_MARGIN = (2 - 2**-23) * 2.0**127  # of float32, as which margins are kept
 
 Messages = list[dict[str, str]]
 
@@ -44,8 +47,8 @@ def parse_pair(record: Record) -> Pair:
     margin = value.get("margin")
     if margin is None:
         margin = math.nan
-    elif isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
-        raise Dropped(MALFORMED, f"margin is {margin!r}, not a finite number")
+    elif isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= _LARGEST_MARGIN:
+        raise Dropped(MALFORMED, f"margin is {reprlib.repr(margin)}, not a finite number of 32 bits")
     return Pair(chosen, rejected, float(margin), value.get("id"), record.where)
 
 
@@ -87,7 +90,13 @@ def _messages(value: dict, key: str, where: str) -> Messages:
         if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
             raise Dropped(MALFORMED, f"{key} has a message without a role and a content of text")
         if message["role"] not in ROLES:
-            raise InputError(f"{where}: {key} has the role {message['role']!r}; the roles are {', '.join(ROLES)}")
+            raise InputError(
+                f"{where}: {key} has the role {reprlib.repr(message['role'])}; the roles are {', '.join(ROLES)}"
+            )
+        try:
+            message["content"].encode()
+        except UnicodeEncodeError as error:
+            raise Dropped(MALFORMED, f"{key} has a message that is no Unicode text ({error})") from error
     if not messages:
         raise Dropped(EMPTY, f"{key} has no messages")
     if not all(message["content"].strip() for message in messages):

@@ -6,12 +6,11 @@ In memory stays what the index needs, a few bytes a pair.
 
 import dataclasses
 import hashlib
-import itertools
 import os
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,13 +18,12 @@ import numpy as np
 from easyrm.data import pairs as reasons
 from easyrm.data import sources
 from easyrm.data.config import DataConfig
-from easyrm.data.pairs import Dropped, Pair, check_pair, parse_pair, parse_scored
-from easyrm.data.template import render
+from easyrm.data.encode import Encoded, Encoder
+from easyrm.data.outcomes import Outcome, Outcomes
+from easyrm.data.pairs import Dropped
 from easyrm.data.tokenizer import Tokenizer
 from easyrm.errors import InputError
 
-_CHUNK = 256  # records tokenized at once
-_EXAMPLES = 32  # texts kept as they were tokenized
 _SHOWN = 3  # dropped records of each reason that are logged one by one
 
 _INDEX = np.dtype(
@@ -56,13 +54,15 @@ class PairStore:
     """Random access to the kept pairs, in file order.
 
     `report` counts files, records and tokens (see `build_store`), `fingerprint` is a sha256 over the kept token ids and
-    margins, `max_token_id` the largest id that occurs, `examples` the first few texts as they were tokenized.
+    margins, `max_token_id` the largest id that occurs, `examples` the first few texts as they were tokenized;
+    `outcomes` says what became of each record (None unless built for scoring).
     """
 
     report: dict[str, Any]
     fingerprint: str
     max_token_id: int
     examples: list[str]
+    outcomes: Outcomes | None
     _tokens: Any = dataclasses.field(repr=False)
     _index: np.ndarray = dataclasses.field(repr=False)
 
@@ -78,10 +78,6 @@ class PairStore:
         where = f"{self.report['files'][row['file']]}:{row['line']}"
         other = np.concatenate([tokens[:prompt], tokens[chosen:]])
         return TokenPair(tokens[:chosen], other, prompt, float(row["margin"]), where)
-
-    def places(self) -> Iterator[tuple[str, int]]:
-        """(file, line) of each pair, in order."""
-        return ((self.report["files"][row["file"]], int(row["line"])) for row in self._index)
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
         """int64[n, 3]: tokens of the chosen continuation, of the prompt, of the rejected continuation."""
@@ -100,58 +96,61 @@ def build_store(
 ) -> PairStore:
     """Reads, checks and tokenizes `spec` (see `sources.read`) in one streaming pass.
 
-    Every record is kept or counted as dropped, by reason; `report` has files, read, kept, dropped {reason: n}, tokens
-    (both sides whole), tokens_unique (a shared prompt once), without_margin and longest (tokens of a conversation).
+    Every record is kept or counted as dropped, by reason: read = kept + sum of dropped (a blank line is no record).
+    `report` has files, read, kept, dropped {reason: n}, tokens (both sides whole), tokens_unique (a shared prompt
+    once), without_margin, longest (tokens of a conversation), and retries, if the storage failed for a while.
     For `scoring`, single conversations (`messages`) and pairs that teach nothing (identical sides, ties) are kept too.
-    Raises InputError for missing or corrupted files, unknown roles, too many malformed records, no usable pair at all,
-    and with overlong="error" for the first conversation of more than `max_length` tokens.
+    Raises InputError for files that are missing, corrupted, changed meanwhile or unreachable, unknown roles, too many
+    malformed records, no usable pair at all, and with overlong="error" for the first conversation of more than
+    `max_length` tokens.
     """
-    writer = _Writer(sources.resolve(spec), tokenizer, config, scoring, log)
-    for file, path in enumerate(writer.files):
-        records = sources.read_one(path)
-        while chunk := list(itertools.islice(records, _CHUNK)):
-            writer.add(file, chunk)
-    return writer.finish(spec)
+    encode, writer = Encoder(tokenizer, config, scoring), _Writer(config, scoring, log)
+    for path in sources.resolve(spec, writer.retried):
+        writer.files.append(path)
+        for record in encode(sources.read_one(path, writer.retried)):
+            writer.add(record)
+    return writer.finish(spec, encode.examples)
 
 
 class _Writer:
-    """The state of one pass: two spool files, counts, the running fingerprint."""
+    """The state of one pass: spool files, counts, the running fingerprint."""
 
-    def __init__(self, files: list[str], tokenizer: Tokenizer, config: DataConfig, scoring: bool, log: Callable):
-        self.files, self.tokenizer, self.config, self.scoring, self.log = files, tokenizer, config, scoring, log
-        self.examples: list[str] = []
+    def __init__(self, config: DataConfig, scoring: bool, log: Callable[[str], None]):
+        self.config, self.log = config, log
+        self.files: list[str] = []
+        self.outcomes = Outcomes() if scoring else None
         self.tokens = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the store that reads it)
         self.index = tempfile.TemporaryFile()  # noqa: SIM115
         self.digest, self.seen = hashlib.sha256(), set()
-        self.read = self.kept = self.written = self.max_token_id = 0
+        self.read = self.kept = self.written = self.max_token_id = self.retries = 0
         self.dropped, self.first_bad = Counter(), ""
         self.totals = Counter(tokens=0, tokens_unique=0, without_margin=0)
         self.longest = 0
 
-    def add(self, file: int, records: list[sources.Record]) -> None:
-        """Checks and tokenizes some records of one file, and spools the pairs that are kept."""
-        self.read += len(records)
-        pairs = [(record.line, pair) for record in records if (pair := self._checked(record)) is not None]
-        bos, eos = self.tokenizer.bos, self.tokenizer.eos
-        texts = [render(side, bos, eos) for _, pair in pairs for side in (pair.chosen, pair.rejected)]
-        self.examples.extend(texts[: _EXAMPLES - len(self.examples)])
-        ids = [np.array(tokens, np.uint32) for tokens in self.tokenizer.encode_batch(texts)]
-        for (line, pair), chosen, rejected in zip(pairs, ids[::2], ids[1::2], strict=True):
-            try:
-                self._check_tokens(pair, chosen, rejected)
-            except Dropped as dropped:
-                self._drop(dropped, pair.where)
-            else:
-                self._keep(file, line, pair, chosen, rejected)
+    def retried(self, message: str) -> None:
+        """Counts and says that the storage is tried again."""
+        self.retries += 1
+        self.log(message)
 
-    def _checked(self, record: sources.Record) -> Pair | None:
-        try:
-            if self.scoring:
-                return parse_scored(record)
-            return check_pair(parse_pair(record), drop_ties=self.config.drop_ties)
-        except Dropped as dropped:
+    def add(self, record: Encoded) -> None:
+        """Counts one record of the last file, and spools what is kept."""
+        self.read += 1
+        dropped = record.dropped
+        if dropped is None and self.config.drop_duplicates and self._seen(record):
+            dropped = Dropped(reasons.DUPLICATE, "both sides have occurred before")
+        if dropped is None:
+            self._keep(record)
+        else:
             self._drop(dropped, record.where)
-            return None
+        if self.outcomes is not None:
+            self.outcomes.add(Outcome(record.id, record.single, None if dropped is None else str(dropped)))
+
+    def _seen(self, record: Encoded) -> bool:
+        content = len(record.chosen).to_bytes(4, "little") + record.chosen.tobytes() + record.rejected.tobytes()
+        key = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+        known = key in self.seen
+        self.seen.add(key)
+        return known
 
     def _drop(self, dropped: Dropped, where: str) -> None:
         self.dropped[dropped.reason] += 1
@@ -160,27 +159,12 @@ class _Writer:
         if self.dropped[dropped.reason] <= _SHOWN:
             self.log(f"dropped {where}: {dropped}")
 
-    def _check_tokens(self, pair: Pair, chosen: np.ndarray, rejected: np.ndarray) -> None:
-        if not self.scoring and np.array_equal(chosen, rejected):
-            raise Dropped(reasons.IDENTICAL, "chosen and rejected have the same tokens")
-        longest, limit = max(len(chosen), len(rejected)), self.config.max_length
-        if longest > limit:
-            if self.config.overlong == "error":
-                raise InputError(
-                    f"{pair.where}: a conversation of {longest} tokens exceeds --data.max_length={limit}; "
-                    "raise it, or use --data.overlong=drop"
-                )
-            raise Dropped(reasons.OVERLONG, f"{longest} tokens, more than --data.max_length={limit}")
-        if self.config.drop_duplicates:
-            content = len(chosen).to_bytes(4, "little") + chosen.tobytes() + rejected.tobytes()
-            key = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-            if key in self.seen:
-                raise Dropped(reasons.DUPLICATE, "both sides have occurred before")
-            self.seen.add(key)
-
-    def _keep(self, file: int, line: int, pair: Pair, chosen: np.ndarray, rejected: np.ndarray) -> None:
+    def _keep(self, record: Encoded) -> None:
+        chosen, rejected = record.chosen, record.rejected
         prompt = _common_prefix(chosen, rejected)
-        row = np.array((self.written, len(chosen), len(rejected), prompt, pair.margin, file, line), _INDEX)
+        row = np.array(
+            (self.written, len(chosen), len(rejected), prompt, record.margin, len(self.files) - 1, record.line), _INDEX
+        )
         spooled = np.concatenate([chosen, rejected[prompt:]])
         self.tokens.write(spooled.tobytes())
         self.index.write(row.tobytes())
@@ -192,9 +176,9 @@ class _Writer:
         self.longest = max(self.longest, len(chosen), len(rejected))
         self.totals["tokens"] += len(chosen) + len(rejected)
         self.totals["tokens_unique"] += len(spooled)
-        self.totals["without_margin"] += bool(np.isnan(pair.margin))
+        self.totals["without_margin"] += bool(np.isnan(record.margin))
 
-    def finish(self, spec: str) -> PairStore:
+    def finish(self, spec: str, examples: list[str]) -> PairStore:
         """The finished store; raises InputError if too much was malformed or nothing is left."""
         dropped = {reason: self.dropped[reason] for reason in reasons.REASONS if self.dropped[reason]}
         counts = ", ".join(f"{n} {reason}" for reason, n in dropped.items()) or "none"
@@ -212,10 +196,12 @@ class _Writer:
         for file in (self.tokens, self.index):
             file.flush()
         report = {"files": self.files, "read": self.read, "kept": self.kept, "dropped": dropped}
-        report |= {**self.totals, "longest": self.longest}
+        report |= {**self.totals, "longest": self.longest} | ({"retries": self.retries} if self.retries else {})
         index = np.memmap(self.index, _INDEX, mode="r", shape=(self.kept,))
         self.index.close()  # the map stays
-        store = PairStore(report, self.digest.hexdigest(), self.max_token_id, self.examples, self.tokens, index)
+        store = PairStore(
+            report, self.digest.hexdigest(), self.max_token_id, examples, self.outcomes, self.tokens, index
+        )
         weakref.finalize(store, self.tokens.close)
         return store
 

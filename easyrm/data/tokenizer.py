@@ -4,7 +4,7 @@ transformers is not asked: its version 5 rebuilds Llama tokenizers on loading an
 """
 
 import dataclasses
-import json
+import functools
 import tempfile
 from typing import Any
 
@@ -12,9 +12,12 @@ import tokenizers
 from etils import epath
 
 from easyrm.data.sentencepiece_model import SentencePieceModel
+from easyrm.data.token_bound import longest_token
 from easyrm.errors import InputError
+from easyrm.file_digests import TOKENIZER_FILES, check_files
+from easyrm.strict_json import read_object
 
-FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "digests.json")
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<unk>", "<|reserved_special_token_0|>")
 
 
@@ -37,6 +40,11 @@ class Tokenizer:
     pad_reason: str = dataclasses.field(compare=False)
     model: tokenizers.Tokenizer | SentencePieceModel = dataclasses.field(compare=False, repr=False)
 
+    @functools.cached_property
+    def longest_token(self) -> int:
+        """Characters that one token covers at most; 0 where no such bound can be proved."""
+        return longest_token(self.model)
+
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text; the strings of special tokens are parsed as these, and nothing is added."""
         if isinstance(self.model, SentencePieceModel):
@@ -54,6 +62,8 @@ def load_tokenizer(source: str, pad_token: str = "") -> Tokenizer:
     path = _fetch(source)
     if path.name == "tokenizer.json":
         path = path.parent
+    if path.is_dir():
+        check_files(path, TOKENIZER_FILES)
     configured = _configured(path) if path.is_dir() else {}
     model_file = path / "tokenizer.model" if path.is_dir() else path
     if path.is_dir() and (path / "tokenizer.json").is_file():
@@ -82,7 +92,7 @@ def _with_specials(source: str, model, special: dict[str, str], size: int, pad_t
     for name, token in names.items():
         if token and ids[name] is None:
             way_out = "choose one with --data.pad_token=..." if name == "pad" else "mend tokenizer_config.json"
-            raise InputError(f"tokenizer {source}: the {name} token {token} is not in its vocabulary; {way_out}")
+            raise InputError(f"tokenizer {source}: the {name} token {token!r} is not in its vocabulary; {way_out}")
     for token in filter(None, names.values()):
         _mark(model, token)
     unmarked = {"bos_id": ids["bos"], "eos_id": ids["eos"], "pad_id": ids["pad"]}
@@ -134,17 +144,17 @@ def _configured(directory: epath.Path) -> dict[str, str]:
     for file in (directory / "special_tokens_map.json", directory / "tokenizer_config.json"):
         if not file.is_file():
             continue
-        try:
-            values = json.loads(file.read_text())
-        except ValueError as error:
-            raise InputError(f"tokenizer {file}: not JSON ({error}); fetch the file again") from error
+        values = read_object(file)
         for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-            if token := _content(values.get(name)):
+            token = _content(values.get(name))
+            if not isinstance(token, str):
+                raise InputError(f"tokenizer {file}: {name} is {token!r}, not a string; fetch the file again")
+            if token:
                 special[name] = token
     return special
 
 
-def _content(token: Any) -> str:
+def _content(token: Any) -> Any:
     """A token is written as a string or as {"content": string, ...}."""
     return (token.get("content") if isinstance(token, dict) else token) or ""
 
@@ -175,7 +185,7 @@ def _copy(path: epath.Path, source: str) -> epath.Path:
     if path.is_file():
         return path.copy(local / path.name)
     found = [path / name for name in FILES if (path / name).exists()]
-    if not found:
+    if not any(file.name.startswith("tokenizer.") for file in found):
         raise InputError(f"tokenizer {source}: none of {', '.join(FILES)} there; check the path")
     for file in found:
         file.copy(local / file.name)
