@@ -2,14 +2,18 @@
 
 import dataclasses
 import difflib
+import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from easyrm.config import RunConfig, apply_recipe, read_recipe
-from easyrm.errors import InputError, NonFiniteLoss
+from easyrm.distributed import report, together
+from easyrm.errors import InputError, NonFiniteLoss, Resumable, SaveFailed
+from easyrm.redact import redact
 
 _DEFINE = {
     str: flags.DEFINE_string,
@@ -55,7 +59,8 @@ def run_config(values: flags.FlagValues = flags.FLAGS) -> RunConfig:
 def run_command(main: Callable[[], None], define: Callable[[], None] = lambda: None) -> None:
     """Parse sys.argv and call `main`; bad input is one line on stderr and exit status 2, never a traceback.
 
-    `define` registers flags that have to look at the command line for that.
+    Where one of several processes fails, all of them end (see `together`). `define` registers flags that
+    have to look at the command line for that.
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
@@ -73,9 +78,10 @@ def run_command(main: Callable[[], None], define: Callable[[], None] = lambda: N
     def call(_):
         logging.set_verbosity(logging.WARNING)
         try:
-            main()
-        except (InputError, NonFiniteLoss) as error:
-            _refuse(str(error))
+            with together():
+                main()
+        except (InputError, NonFiniteLoss, SaveFailed, Resumable) as error:
+            _exit(report(error))
 
     app.run(call, flags_parser=parse)
 
@@ -95,5 +101,14 @@ def _check_group_flags(argv: Sequence[str]) -> None:
 
 
 def _refuse(message: str) -> None:
-    print(f"easyrm: {message}", file=sys.stderr)
+    print(redact(f"easyrm: {message}"), file=sys.stderr)
     sys.exit(2)
+
+
+def _exit(status: int) -> None:
+    # Python would wait for a program that is still being compiled.
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
