@@ -12,11 +12,24 @@ from easyrm.errors import InputError
 from easyrm.models.attention import IMPLEMENTATIONS
 from easyrm.models.config import SIZES
 from easyrm.models.llama import REMAT_POLICIES
+from easyrm.training.evaluation import METRICS as EVAL_METRICS
 from easyrm.training.loss import LossConfig
 from easyrm.training.optimizer import OptimizerConfig
 from easyrm.training.profile import parse_profile_steps
 
 RECIPES = Path(__file__).parent / "recipes"
+_LEAST = {
+    "seed": 0,
+    "log_freq": 1,
+    "eval_freq": 0,
+    "save_freq": 0,
+    "save_minutes": 0,
+    "keep_checkpoints": 1,
+    "keep_best": 0,
+    "keep_every": 0,
+    "max_nonfinite": 1,
+    "distributed_timeout": 1,
+}
 
 
 @dataclasses.dataclass
@@ -58,9 +71,14 @@ class RunConfig:
     """Every flag of `python -m easyrm.train_rm`.
 
     `total_steps` 0 means `num_epochs` of the data. `eval_freq` and `save_freq` count steps; 0 means at the end only.
-    `log_freq`: steps a line of metrics.jsonl. `keep_checkpoints`: how many of the newest stay. `export`: write the
-    Hugging Face directory at the end, in `export_dtype`. `distributed`: auto (where a TPU or JAX_COORDINATOR_ADDRESS
-    is found), true or false. `compilation_cache`: a directory (local or gs://) that keeps compiled programs for the
+    `log_freq`: steps a line of metrics.jsonl. `save_minutes`: at most so long between saves (0: as `save_freq` says).
+    `keep_checkpoints`: how many of the newest stay; beside them the `keep_best` highest (of a loss: lowest) by
+    `best_metric`, for which every evaluation is saved, and each step that `keep_every` divides. `strict_saves`: a save
+    that fails ends the run. `on_nonfinite`: stop at a loss or gradient that is not finite, or skip such updates, at
+    most `max_nonfinite` in a row. `allow_config_change`: resume although settings or data have changed. `export`: write
+    the Hugging Face directory at the end, in `export_dtype`. `distributed`: auto (where a TPU or
+    JAX_COORDINATOR_ADDRESS is found), true or false; `distributed_timeout`: seconds to wait for all hosts.
+    `compilation_cache`: a directory (local or gs://) that keeps compiled programs for the
     next start. `profile_steps`: first and last step of a profiler trace, as in 10,13. `tensorboard` and
     `wandb_project` send the metrics there too.
     """
@@ -75,10 +93,19 @@ class RunConfig:
     log_freq: int = 1
     eval_freq: int = 0
     save_freq: int = 500
+    save_minutes: float = 30.0
     keep_checkpoints: int = 2
+    keep_best: int = 0
+    best_metric: str = "eval/accuracy"
+    keep_every: int = 0
+    strict_saves: bool = False
+    on_nonfinite: str = "stop"
+    max_nonfinite: int = 10
+    allow_config_change: bool = False
     export: bool = False
     export_dtype: str = "bf16"
     distributed: str = "auto"
+    distributed_timeout: int = 300
     compilation_cache: str = ""
     profile_steps: str = ""
     tensorboard: bool = False
@@ -103,9 +130,15 @@ class RunConfig:
                 f"--num_epochs={self.num_epochs} with --total_steps={self.total_steps}: nothing to train; "
                 "give epochs above 0 or steps above 0"
             )
-        for name, least in (("log_freq", 1), ("eval_freq", 0), ("save_freq", 0), ("keep_checkpoints", 1), ("seed", 0)):
-            if getattr(self, name) < least:
+        for name, least in _LEAST.items():
+            if not getattr(self, name) >= least:
                 raise InputError(f"--{name}={getattr(self, name)}: choose {least} or more")
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise InputError(f"--on_nonfinite={self.on_nonfinite}: choose stop or skip")
+        if self.best_metric not in EVAL_METRICS:
+            raise InputError(f"--best_metric={self.best_metric}: choose one of {', '.join(EVAL_METRICS)}")
+        if self.keep_best and not self.data.eval:
+            raise InputError(f"--keep_best={self.keep_best} needs pairs to evaluate on; give --data.eval")
         parse_profile_steps(self.profile_steps)
         if not self.data.train:
             raise InputError("--data.train is empty: name a file, a glob, a directory, gs://... or hf://dataset")

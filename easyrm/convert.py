@@ -1,13 +1,10 @@
 """A checkpoint to a Hugging Face directory: `python -m easyrm.convert --checkpoint=RUN_DIR --output=HF_DIR`."""
 
-import functools
-
-import jax
 from absl import flags
 from etils import epath
 
 from easyrm import run
-from easyrm.distributed import start_distributed
+from easyrm.distributed import say, start_distributed
 from easyrm.errors import InputError
 from easyrm.export import export_run
 from easyrm.flags import run_command
@@ -32,7 +29,6 @@ def convert() -> None:
     record = run.read_record(directory)
     refuse_existing(_OUTPUT.value)
     start_distributed(_DISTRIBUTED.value)
-    say = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda line: None
     model = abstract_model(LlamaConfig(**record["model"]), make_mesh(_MESH_DIM.value))
     params, step = restore_model(directory / "checkpoints", step, model)
     say(f"restored step {step} of {record['total_steps']} from {directory}")

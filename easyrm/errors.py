@@ -9,4 +9,32 @@ class InputError(ValueError):
 
 
 class NonFiniteLoss(RuntimeError):
-    """Training met a loss that is not a number; the message names the step, its pairs and the last checkpoint."""
+    """Training met a loss, gradient or parameter that is not a finite number; the message names the step and its pairs.
+
+    `step` is the first such step; `before` says whether the state was kept as it was before it.
+    """
+
+    def __init__(self, message: str, step: int, *, before: bool):
+        super().__init__(message)
+        self.step, self.before = step, before
+
+
+class SaveFailed(RuntimeError):
+    """A checkpoint could not be written where one was required; the message names the step and the newest one."""
+
+
+class Resumable(SystemExit):
+    """The run ended early and in good order: the same command goes on from what is saved.
+
+    Commands print the message and exit with status 75, which sysexits.h calls EX_TEMPFAIL: try again. It is no
+    Exception, so that nothing takes a stop for a failure.
+    """
+
+    STATUS = 75
+
+    def __init__(self, message: str):
+        super().__init__(self.STATUS)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message

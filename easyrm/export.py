@@ -6,12 +6,12 @@ from typing import Any
 from etils import epath
 
 from easyrm.data.template import render
-from easyrm.data.tokenizer import load_tokenizer
 from easyrm.hf.card import model_card
 from easyrm.hf.export import export
 from easyrm.hf.tokenizer import write_tokenizer
 from easyrm.models.config import LlamaConfig
-from easyrm.run import read_record
+from easyrm.redact import redact_tree
+from easyrm.run import load_run_tokenizer, read_record
 from easyrm.training.metrics import read_metrics
 
 _EXAMPLE = [
@@ -25,14 +25,16 @@ def export_run(
 ) -> None:
     """Write `params`, of the run in `directory`, to `output`; see `easyrm.hf.export.export`. Every process calls it."""
     record = read_record(directory)
-    tokenizer = load_tokenizer(str(directory / "tokenizer"))
+    tokenizer = load_run_tokenizer(directory, record)
     export(
         params,
         LlamaConfig(**record["model"]),
         output,
         raw_config=record["tokenizer"],
         write_tokenizer=lambda folder: write_tokenizer(tokenizer, folder, record["config"]["data"]["max_length"]),
-        card=model_card(record, read_metrics(directory), example=render(_EXAMPLE, tokenizer.bos, tokenizer.eos)),
+        card=model_card(
+            redact_tree(record), read_metrics(directory), example=render(_EXAMPLE, tokenizer.bos, tokenizer.eos)
+        ),
         dtype=dtype,
     )
     say(f"exported to {output} ({dtype})")

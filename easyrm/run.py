@@ -1,8 +1,10 @@
 """The directory of a run: its record (config.json), and whether a run may continue what it finds there."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,12 +13,16 @@ from jax.sharding import Mesh
 
 from easyrm.config import RunConfig
 from easyrm.data.template import TEMPLATE_HASH
-from easyrm.data.tokenizer import Tokenizer
+from easyrm.data.tokenizer import Tokenizer, load_tokenizer
 from easyrm.errors import InputError
+from easyrm.files import write_atomically
 from easyrm.hf.source import ModelSource
 from easyrm.hf.tokenizer import check_tokenizer, write_tokenizer
+from easyrm.redact import redact_tree
+from easyrm.strict_json import read_object
 from easyrm.training.inputs import Inputs
 
+_CHECKSUM = "sha256"  # of the rest of the record
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "sentencepiece")
 
 # What may differ when a run is continued: it changes where and how, not what is computed.
@@ -27,10 +33,19 @@ MAY_CHANGE = {
     "log_freq",
     "eval_freq",
     "save_freq",
+    "save_minutes",
     "keep_checkpoints",
+    "keep_best",
+    "best_metric",
+    "keep_every",
+    "strict_saves",
+    "on_nonfinite",
+    "max_nonfinite",
+    "allow_config_change",
     "export",
     "export_dtype",
     "distributed",
+    "distributed_timeout",
     "compilation_cache",
     "profile_steps",
     "tensorboard",
@@ -46,29 +61,29 @@ MAY_CHANGE = {
 }
 
 
-def check_output_dir(config: RunConfig) -> epath.Path:
-    """The output directory, before anything expensive. Raises InputError where another configuration's run lies."""
+def check_output_dir(config: RunConfig, say: Callable[[str], None]) -> epath.Path:
+    """The output directory, before anything expensive.
+
+    Raises InputError where a run of another configuration lies there, unless --allow_config_change: then it is said.
+    """
     directory = epath.Path(config.output_dir)
     if directory.exists() and not directory.is_dir():
         raise InputError(f"--output_dir={directory}: a file is in the way; name a directory")
     if (directory / "config.json").exists():
-        before, now = _flatten(read_record(directory)["config"]), _flatten(config.to_dict())
+        # The record holds no secrets; what is compared, and printed where it differs, holds none either.
+        before, now = (flatten(redact_tree(found)) for found in (read_record(directory)["config"], config.to_dict()))
         changed = [name for name in now if name not in MAY_CHANGE and before.get(name) != now[name]]
-        if changed:
-            what = ", ".join(f"--{name}={now[name]} (there: {before.get(name)})" for name in changed)
-            raise InputError(
-                f"--output_dir={directory} holds a run of another configuration: {what}; "
-                "choose another directory, or give the same flags to resume"
-            )
+        what = [f"--{name}={now[name]} (there: {before.get(name)})" for name in changed]
+        _refuse_changes(config, f"a run of another configuration: {', '.join(what)}" if what else "", say)
     return directory
 
 
 def describe(
     config: RunConfig, source: ModelSource, tokenizer: Tokenizer, mesh: Mesh, inputs: Inputs
 ) -> dict[str, Any]:
-    """The record of a run: everything that its figures depend on, as plain values."""
+    """The record of a run: everything that its figures depend on, as plain values, without secrets."""
     reports = {"train": inputs.train.store, "eval": inputs.eval.store if inputs.eval else None}
-    return {
+    record = {
         "config": config.to_dict(),
         "model": dataclasses.asdict(source.config),
         "tokenizer": {
@@ -76,6 +91,7 @@ def describe(
             "eos_token_id": tokenizer.eos_id,
             "pad_token_id": tokenizer.pad_id,
             "pad_reason": tokenizer.pad_reason,
+            "vocab_size": tokenizer.vocab_size,
             "template_sha256": TEMPLATE_HASH,
         },
         "data": {
@@ -88,38 +104,81 @@ def describe(
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "versions": {name: importlib.metadata.version(name) for name in ("easyrm", *LIBRARIES)},
     }
+    return redact_tree(record)
 
 
-def open_run(directory: epath.Path, record: dict[str, Any], tokenizer: Tokenizer, examples: list[str]) -> None:
+def open_run(
+    directory: epath.Path,
+    record: dict[str, Any],
+    tokenizer: Tokenizer,
+    examples: list[str],
+    config: RunConfig,
+    say: Callable[[str], None],
+) -> None:
     """Write config.json and the tokenizer as Hugging Face reads it, checked on `examples` to give the same ids.
 
-    Raises InputError where the directory's run was made of other data, or the written tokenizer differs.
+    Raises InputError where the directory's run was made of other data, tokens or model shapes, unless
+    --allow_config_change, and where the written tokenizer differs.
     """
     if (directory / "config.json").exists():
-        before, now = read_record(directory)["data"]["train"], record["data"]["train"]
-        if before["fingerprint"] != now["fingerprint"]:
-            raise InputError(
-                f"--output_dir={directory} holds a run on other data ({before['kept']} pairs, fingerprint "
-                f"{before['fingerprint'][:12]}; now {now['kept']}, {now['fingerprint'][:12]}); choose another directory"
-            )
+        _refuse_changes(config, _differences(read_record(directory), record), say)
     if jax.process_index() == 0:
-        (directory / "tokenizer").mkdir(parents=True, exist_ok=True)
-        write_tokenizer(tokenizer, directory / "tokenizer", record["config"]["data"]["max_length"])
-        check_tokenizer(directory / "tokenizer", tokenizer, examples)
-        (directory / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+        folder = directory / "tokenizer"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tokenizer(tokenizer, folder, record["config"]["data"]["max_length"])
+        check_tokenizer(folder, tokenizer, examples)
+        record["tokenizer_files"] = _file_hashes(folder)
+        write_atomically(directory / "config.json", json.dumps({**record, _CHECKSUM: _sha256(record)}, indent=2) + "\n")
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between the data, tokenizer, template and model of two records; "" where nothing does."""
+    found = []
+    then, data = before["data"]["train"], now["data"]["train"]
+    if then["fingerprint"] != data["fingerprint"]:
+        found.append(
+            f"other data or tokens ({then['kept']} pairs, fingerprint {then['fingerprint'][:12]}; now "
+            f"{data['kept']}, {data['fingerprint'][:12]})"
+        )
+    for part in ("tokenizer", "model"):
+        keys = sorted(set(before[part]) | set(now[part]))
+        changed = [key for key in keys if before[part].get(key) != now[part].get(key)]
+        found += [f"{part} {key}={now[part].get(key)} (there: {before[part].get(key)})" for key in changed]
+    return f"a run on {', '.join(found)}" if found else ""
+
+
+def _refuse_changes(config: RunConfig, changes: str, say: Callable[[str], None]) -> None:
+    if changes and not config.allow_config_change:
+        raise InputError(
+            f"--output_dir={config.output_dir} holds {changes}; choose another directory, give the same flags and data "
+            "to resume, or --allow_config_change to go on with what changed"
+        )
+    if changes:
+        say(f"note: --output_dir={config.output_dir} holds {changes}; going on, as --allow_config_change says")
+
+
+def load_run_tokenizer(directory: epath.Path, record: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that a run left in `directory`. Raises InputError where its files are not those of the record."""
+    folder = directory / "tokenizer"
+    for name, digest in record.get("tokenizer_files", {}).items():
+        if not (folder / name).exists() or _file_hashes(folder)[name] != digest:
+            raise InputError(f"{folder / name}: not the file that the run wrote; start the run's command once more")
+    return load_tokenizer(str(folder))
 
 
 def read_record(directory: epath.Path) -> dict[str, Any]:
     """The record of a run. Raises InputError where there is none or it does not parse."""
     path = directory / "config.json"
     try:
-        record = json.loads(path.read_text())
+        record = read_object(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; name the directory of a run") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON ({error}); name the directory of a run, or remove it") from error
-    if not isinstance(record, dict) or not {"config", "model", "data"} <= set(record):
+    if not {"config", "model", "data"} <= set(record):
         raise InputError(f"{path}: not the record of a run of easyrm; name another directory")
+    if record.pop(_CHECKSUM, None) != _sha256(record):
+        raise InputError(
+            f"{path}: changed after the run wrote it; restore it, or remove it and start the run's command once more"
+        )
     return record
 
 
@@ -136,8 +195,17 @@ def is_run(path: epath.Path) -> bool:
     return (path / "checkpoints").is_dir()
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _file_hashes(folder: epath.Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+
+
+def _sha256(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
     flat = {}
     for name, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat

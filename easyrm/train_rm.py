@@ -1,15 +1,19 @@
 """Train a reward model: `python -m easyrm.train_rm --model.init_from=... --data.train=... --output_dir=...`."""
 
+import dataclasses
 import functools
-import sys
+from typing import Any
 
 import jax
+from etils import epath
 
 from easyrm import run
+from easyrm.agreement import agree, code_version
 from easyrm.config import RunConfig
 from easyrm.data.stream import ahead
 from easyrm.data.tokenizer import load_tokenizer
-from easyrm.distributed import start_distributed
+from easyrm.distributed import say, start_distributed
+from easyrm.errors import NonFiniteLoss, Resumable, SaveFailed
 from easyrm.export import export_run
 from easyrm.flags import define_run_flags, run_command, run_config
 from easyrm.hf.source import ModelSource
@@ -20,11 +24,16 @@ from easyrm.training.checkpoint import Checkpoints
 from easyrm.training.evaluation import evaluate
 from easyrm.training.inputs import Inputs
 from easyrm.training.interrupt import Interrupt
-from easyrm.training.metrics import open_metrics
+from easyrm.training.metrics import MetricsLog, QuietLog, open_metrics
+from easyrm.training.nonfinite import NonFinite
 from easyrm.training.optimizer import learning_rate_schedule
 from easyrm.training.profile import Profile
 from easyrm.training.program import Program
+from easyrm.training.progress import START, Progress
 from easyrm.training.report import StepReport
+from easyrm.training.retention import Retention
+from easyrm.training.save_clock import SaveClock
+from easyrm.training.step import TrainState
 
 AHEAD = 4  # batches packed before the devices ask for them
 
@@ -33,82 +42,163 @@ def train(config: RunConfig) -> None:
     """One whole run, from flags to checkpoints and, where asked for, a Hugging Face directory.
 
     Raises InputError for what no run can be made of, before anything is compiled; NonFiniteLoss where training
-    diverged; SystemExit with 128 + signal after Ctrl-C or SIGTERM, when the state is saved.
+    diverged; SaveFailed where a state could not be saved that had to be; Resumable after Ctrl-C or SIGTERM.
     """
     config.validate()
-    start_distributed(config.distributed)
+    with Interrupt() as interrupt:
+        with interrupt.nothing_unsaved("before it started"):
+            start_distributed(config.distributed, config.distributed_timeout)
+        with interrupt.nothing_unsaved("before its first step"):
+            job = prepare(config)
+        with job.checkpoints, job.open_metrics() as log:
+            progress = take_steps(job, log, interrupt)
+        finish(job, progress, interrupt)
+
+
+@dataclasses.dataclass
+class Job:
+    """A run that is ready for its next step: what was read, what was compiled, and the state after `start`."""
+
+    config: RunConfig
+    directory: epath.Path
+    source: ModelSource
+    inputs: Inputs
+    program: Program
+    record: dict[str, Any]
+    checkpoints: Checkpoints
+    state: TrainState
+    start: Progress
+
+    def open_metrics(self) -> MetricsLog | QuietLog:
+        """metrics.jsonl as it was at `start`, to be written on."""
+        return open_metrics(self.config, self.directory, self.record, self.start)
+
+
+def prepare(config: RunConfig) -> Job:
+    """All that comes before the first step, the cheap before the expensive."""
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
-    say = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda line: None
-    directory = run.check_output_dir(config)
+    agree({"code": code_version(), **run.flatten(config.to_dict())}, "settings")
+    directory = run.check_output_dir(config, say)
     mesh = make_mesh(config.mesh_dim)
     source = ModelSource(config.model.init_from, config.model.config)
     check_heads(mesh, source.config.num_attention_heads, source.config.num_key_value_heads)
     tokenizer = load_tokenizer(config.tokenizer or config.model.init_from, config.data.pad_token)
     say(f"pad token {tokenizer.pad} (id {tokenizer.pad_id}): {tokenizer.pad_reason}")
-    inputs = Inputs(config, tokenizer, source.config, row_groups=row_groups(mesh), say=say)
+    retention = Retention(
+        config.keep_checkpoints, best=config.keep_best, metric=config.best_metric, every=config.keep_every
+    )
+    checkpoints = Checkpoints(directory / "checkpoints", retention, strict=config.strict_saves, say=say)
+    inputs = Inputs(
+        config, tokenizer, source.config, row_groups=row_groups(mesh), say=say, start=checkpoints.newest() or START
+    )
+    agree(inputs.fingerprints(), "data")
     if note := idle_devices(config, source.config, mesh, demand_of_inputs(config, inputs)):
         say(f"note: {note}")
 
     program = Program(config, source.config, mesh, inputs.steps)
     record = run.describe(config, source, tokenizer, mesh, inputs)
-    run.open_run(directory, record, tokenizer, inputs.train.store.examples)
+    run.open_run(directory, record, tokenizer, inputs.train.store.examples, config, say)
     program.compile(inputs.train, say)
 
-    # Where the state comes from: 1. the newest complete checkpoint; 2. --model.init_from; 3. random weights.
-    checkpoints = Checkpoints(directory / "checkpoints", config.keep_checkpoints)
-    done, position = checkpoints.latest() or 0, 0
-    if done:
-        state, position = checkpoints.restore(done, program.abstract)
-        say(f"resumed after step {done} of {inputs.steps}, {position} pairs into the data")
+    # Where the state comes from: 1. the newest whole checkpoint; 2. --model.init_from; 3. random weights.
+    start = START
+    if restored := checkpoints.restore(program.abstract):
+        state, start = restored
+        say(f"resumed after step {start.step} of {inputs.steps}, {start.position} pairs into the data")
     elif source.path is not None:
         model = source.load(program.abstract.model, score_std=config.model.score_std, seed=config.seed)
         state = program.state_of(model)
     else:
         state = program.random_state()
+    return Job(config, directory, source, inputs, program, record, checkpoints, state, start)
 
-    step = done
-    with checkpoints, Interrupt() as interrupt, open_metrics(config, directory, record, first=done + 1) as log:
-        report = StepReport(
-            log.write,
-            log_freq=config.log_freq,
-            schedule=learning_rate_schedule(config.optimizer, inputs.steps),
-            llama=source.config,
-            pairs=inputs.train.store,
-            last_checkpoint=checkpoints.latest,
-        )
-        profile = Profile(config.profile_steps, directory)
-        batches = ahead(inputs.train(inputs.order(position)), AHEAD)
-        for step, (indices, batch) in enumerate(batches, done + 1):
+
+def take_steps(job: Job, log: MetricsLog | QuietLog, interrupt: Interrupt) -> Progress:
+    """Train to the last step or to a stop, save there, and say where that is; `job.state` is the state then.
+
+    Evaluation comes before a save, so that a checkpoint knows its figures. A stop cuts an evaluation short: the
+    checkpoint says that it is pending, and the resumed run begins with it.
+    """
+    config, inputs, program, checkpoints = job.config, job.inputs, job.program, job.checkpoints
+    nonfinite = NonFinite(job.directory, skip=config.on_nonfinite == "skip", most=config.max_nonfinite)
+    report = StepReport(
+        log.write,
+        log_freq=config.log_freq,
+        schedule=learning_rate_schedule(config.optimizer, inputs.steps),
+        llama=job.source.config,
+        pairs=inputs.train.store,
+        nonfinite=nonfinite,
+    )
+
+    def evaluated(progress: Progress) -> Progress:
+        report.flush()
+        rewards_of = functools.partial(program.rewards, job.state.model)
+        figures = evaluate(rewards_of, inputs.eval(inputs.eval_order()), config.loss, interrupt.requested)
+        report.restart_clock()
+        if figures is not None:
+            log.write({"step": progress.step, **figures})
+        return dataclasses.replace(progress, pending_eval=figures is None, metrics=figures or {})
+
+    def save(progress: Progress) -> None:
+        report.flush()  # a state that came of a non-finite loss is never saved
+        checkpoints.save(job.state, progress, job.record)
+        clock.saved(progress.step)
+
+    clock = SaveClock(config.save_freq, config.save_minutes, job.start.step)
+    profile = Profile(config.profile_steps, job.directory)
+    batches = ahead(inputs.train(inputs.order(job.start)), AHEAD)
+    try:
+        progress = evaluated(job.start) if job.start.pending_eval else job.start
+        for step, (indices, batch) in enumerate(batches, job.start.step + 1):
+            if interrupt.requested():
+                break
             profile.before(step)
-            state, metrics = program.train_step(state, batch)
+            job.state, metrics = program.train_step(job.state, batch)
             profile.after(step, metrics)
             report.add(step, metrics, indices, batch)
-            position += len(indices)
-            last, stop = step == inputs.steps, interrupt.requested(step)
-            if inputs.eval and (last or _due(step, config.eval_freq)):
-                report.flush()
-                scored = inputs.eval(inputs.eval_order())
-                rewards_of = functools.partial(program.rewards, state.model)
-                log.write({"step": step, **evaluate(rewards_of, scored, config.loss)})
-                report.restart_clock()
-            if last or stop or _due(step, config.save_freq):
-                report.flush()  # a state that came of a non-finite loss is never saved
-                checkpoints.save(step, state, position, record)
-            if stop:
-                break
+            progress = job.start.after(step, config.data.batch_size)
+            if inputs.eval and (step == inputs.steps or _due(step, config.eval_freq)):
+                progress = evaluated(progress)
+            if clock.due(step) or (config.keep_best and progress.metrics):
+                save(progress)
+        if progress.step > job.start.step:
+            save(progress)
+    except NonFiniteLoss as error:
+        if error.before and error.step > job.start.step + 1:
+            checkpoints.save(job.state, job.start.after(error.step - 1, config.data.batch_size), job.record)
+        checkpoints.settle()
+        newest = checkpoints.newest()
+        raise NonFiniteLoss(f"{error}; {_last_good(newest)}", error.step, before=error.before) from error
+    finally:
         batches.close()
-    if step < inputs.steps:
-        say(
-            f"stopped by {interrupt.signal.name}: saved after step {step} of {inputs.steps} in {directory}; "
-            "run the same command again to resume"
-        )
-        sys.exit(128 + interrupt.signal)
-    say(f"trained {inputs.steps} steps; checkpoint in {directory / 'checkpoints'}")
-    if config.export and (directory / "export" / "config.json").exists():
-        say(f"{directory / 'export'} is there already and stays as it is")
-    elif config.export:
-        export_run(state.model, directory, directory / "export", dtype=config.export_dtype, say=say)
+    if nonfinite.skipped:
+        say(f"{nonfinite.skipped} updates were skipped for a loss or gradient that was not finite: nonfinite.jsonl")
+    return progress
+
+
+def finish(job: Job, progress: Progress, interrupt: Interrupt) -> None:
+    """Account for the run, and export. Raises Resumable where it was stopped, SaveFailed where its end is not saved."""
+    steps, directory = job.inputs.steps, job.directory
+    newest = job.checkpoints.newest() or START
+    saved = f"saved after step {newest.step} of {steps} in {directory}" if newest.step else "nothing is saved yet"
+    if newest.step < progress.step:
+        saved += f", step {progress.step} is not, see the warning above"
+    if progress.step < steps or progress.pending_eval:
+        raise Resumable(f"stopped by {interrupt.signal.name}: {saved}; run the same command again to resume")
+    say(f"trained {steps} steps; checkpoint in {directory / 'checkpoints'}")
+    say(job.inputs.account(progress.position))
+    with interrupt.nothing_unsaved(f"during the export: {saved}"):
+        if job.config.export and (directory / "export" / "config.json").exists():
+            say(f"{directory / 'export'} is there already and stays as it is")
+        elif job.config.export:
+            export_run(job.state.model, directory, directory / "export", dtype=job.config.export_dtype, say=say)
+    if newest.step < progress.step:
+        raise SaveFailed(f"the run is trained, but {saved}; free space or mend the bucket and run the same command")
+
+
+def _last_good(newest: Progress | None) -> str:
+    return f"the last good checkpoint is {newest.step}" if newest else "no checkpoint precedes it"
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,15 +1,19 @@
 """Stopped anywhere, a run goes on as if it had not been: bit for bit on its mesh, to rounding on another."""
 
+import itertools
+import json
 import os
 import signal
 import subprocess
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import command, lines_of, make_world, run
+from runs import command, lines_of, make_tokenizer, make_world, run
 
-from easyrm.errors import InputError, NonFiniteLoss
+from easyrm.errors import InputError, NonFiniteLoss, Resumable
+from easyrm.run import read_record
 from easyrm.training.interrupt import Interrupt
 
 EXACT = ("loss", "accuracy", "grad_norm", "param_norm", "learning_rate", "chosen_reward_mean", "tokens_computed")
@@ -26,23 +30,25 @@ def world(tmp_path_factory):
 
 
 def stop_after(monkeypatch, step):
-    def requested(self, at):
-        self.signal = signal.SIGTERM if at == step else None
-        return at == step
+    """Have the run find, before the step that follows `step`, that a signal has come."""
+    calls = itertools.count()
+
+    def requested(self):
+        self.signal = signal.SIGTERM if next(calls) >= step else None
+        return self.signal is not None
 
     monkeypatch.setattr(Interrupt, "requested", requested)
 
 
 @pytest.mark.parametrize("step", [1, 6, 9])
-def test_resumed_equals_uninterrupted_bit_for_bit(world, tmp_path, monkeypatch, step, capsys):
+def test_resumed_equals_uninterrupted_bit_for_bit(world, tmp_path, monkeypatch, step):
     settings, whole = world
     settings = {**settings, "output_dir": str(tmp_path)}
     with monkeypatch.context() as patch:
         stop_after(patch, step)
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(Resumable, match=f"saved after step {step} of 10") as stopped:
             run(settings)
-    assert stopped.value.code == 128 + signal.SIGTERM
-    assert f"saved after step {step} of 10" in capsys.readouterr().out
+    assert stopped.value.code == 75
     assert len(lines_of(tmp_path)) == step
     lines = run(settings)
     assert [[line[key] for key in EXACT] for line in lines] == [[line[key] for key in EXACT] for line in whole]
@@ -53,10 +59,108 @@ def test_resumed_on_another_mesh(world, tmp_path, monkeypatch):
     settings = {**settings, "output_dir": str(tmp_path)}
     with monkeypatch.context() as patch:
         stop_after(patch, 4)
-        with pytest.raises(SystemExit):
+        with pytest.raises(Resumable):
             run(settings)
     lines = run({**settings, "mesh_dim": "2,2,2", "data.micro_batches": 2})
     np.testing.assert_allclose([line["loss"] for line in lines], [line["loss"] for line in whole], rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"data.row_length": 512}, {"data.micro_batches": 3}, {"data.packing": False}])
+def test_resumed_with_other_rows(world, tmp_path, monkeypatch, change):
+    settings, whole = world
+    settings = {**settings, "output_dir": str(tmp_path), "mesh_dim": "1,2,1"}
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Resumable):
+            run(settings)
+    before = read_record(tmp_path)["row_shapes"], settings.get("data.micro_batches", 1)
+    lines = run({**settings, **change})
+    np.testing.assert_allclose([line["loss"] for line in lines], [line["loss"] for line in whole], rtol=1e-5)
+    assert (read_record(tmp_path)["row_shapes"], change.get("data.micro_batches", 1)) != before
+
+
+def test_a_changed_batch_size_goes_on_at_the_same_pair(world, tmp_path, monkeypatch, capsys):
+    """The position counts pairs: of 72 in 1.5 epochs, 28 came in four steps, and 14 steps of 3 take all but 2."""
+    settings, _ = world
+    settings = {**settings, "output_dir": str(tmp_path), "mesh_dim": "1,1,1"}
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Resumable):
+            run(settings)
+    changed = {**settings, "data.batch_size": 3}
+    with pytest.raises(InputError, match=r"--data.batch_size=3 \(there: 7\).*--allow_config_change"):
+        run(changed)
+    capsys.readouterr()
+    lines = run({**changed, "allow_config_change": True})
+    out = capsys.readouterr().out
+    assert "note: " in out and "resumed after step 4 of 18, 28 pairs into the data" in out
+    assert "18 steps of 3 pairs: 70 pairs, 1.46 epochs, 2 left over" in out
+    assert [line["pairs"] for line in lines] == 4 * [7] + 14 * [3]
+    assert "48 pairs read = 48 trained on" in out
+    # And it resumes exactly from there as well.
+    stopped = {**changed, "output_dir": str(tmp_path), "allow_config_change": True}
+    assert run(stopped) == lines
+
+
+def test_an_evaluation_cut_short_is_made_by_the_resumed_run(world, tmp_path, monkeypatch):
+    settings, _ = world
+    settings = {**settings, "data.eval": settings["data.train"], "eval_freq": 3, "mesh_dim": "1,1,1", "num_epochs": 1.0}
+    whole = run({**settings, "output_dir": str(tmp_path / "whole")})
+    evaluations = [line for line in whole if "eval/loss" in line]
+    assert [line["step"] for line in evaluations] == [3, 6]
+    settings["output_dir"] = str(tmp_path / "stopped")
+    for asked in (5, 8):  # 3 steps, then in the first evaluation; the last evaluation of the resumed run
+        with monkeypatch.context() as patch:
+            stop_after(patch, asked)
+            with pytest.raises(Resumable, match="saved after step"):
+                run(settings)
+    lines = run(settings)
+    assert [line for line in lines if "eval/loss" in line] == evaluations
+    assert [[line[key] for key in EXACT] for line in lines if "loss" in line] == [
+        [line[key] for key in EXACT] for line in whole if "loss" in line
+    ]
+
+
+def test_best_and_milestones_stay(world, tmp_path):
+    settings, _ = world
+    settings = {**settings, "data.eval": settings["data.train"], "eval_freq": 2, "mesh_dim": "1,1,1"}
+    keep = {"keep_best": 2, "best_metric": "eval/loss", "keep_every": 5, "save_freq": 5, "keep_checkpoints": 1}
+    lines = run({**settings, **keep, "output_dir": str(tmp_path)})
+    losses = {line["step"]: line["eval/loss"] for line in lines if "eval/loss" in line}
+    best = sorted(losses, key=losses.get)[:2]
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {*best, 5, 10}
+
+
+def test_minutes_between_saves(world, tmp_path, monkeypatch):
+    settings, _ = world
+    now = itertools.count(0, 30)  # seconds: half a minute each time that somebody looks
+    clock = types.SimpleNamespace(monotonic=lambda: next(now))
+    monkeypatch.setattr("easyrm.training.save_clock.time", clock)
+    run({**settings, "save_minutes": 2.0, "keep_checkpoints": 9, "mesh_dim": "1,1,1", "output_dir": str(tmp_path)})
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {4, 8, 10}
+
+
+def test_what_changed_is_named(world, tmp_path):
+    settings, _ = world
+    settings = {**settings, "output_dir": str(tmp_path / "run"), "total_steps": 1, "mesh_dim": "1,1,1"}
+    run(settings)
+    other = make_tokenizer(tmp_path / "other.model", vocab_size=300)
+    settings["tokenizer"] = str(other)
+    with pytest.raises(InputError, match=r"--tokenizer=.*other.model \(there: .*tokenizer.model\)"):
+        run(settings)
+    # Under the same name as well, and then by its vocabulary and by the tokens that it makes.
+    original = Path(world[0]["tokenizer"]).read_bytes()
+    try:
+        Path(world[0]["tokenizer"]).write_bytes(other.read_bytes())
+        with pytest.raises(InputError, match=r"other data or tokens .*tokenizer vocab_size=300 \(there: 320\)"):
+            run({**settings, "tokenizer": world[0]["tokenizer"]})
+    finally:
+        Path(world[0]["tokenizer"]).write_bytes(original)
+    template = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert template["tokenizer"]["vocab_size"] == 320
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**template, "total_steps": 7}))
+    with pytest.raises(InputError, match=r"config.json: changed after the run wrote it"):
+        run(settings)
 
 
 def test_lines_after_the_last_checkpoint_are_written_anew(world, tmp_path, monkeypatch):
@@ -65,7 +169,10 @@ def test_lines_after_the_last_checkpoint_are_written_anew(world, tmp_path, monke
     settings = {**settings, "output_dir": str(tmp_path), "save_freq": 4}
     metrics = tmp_path / "metrics.jsonl"
     with monkeypatch.context() as patch:
-        patch.setattr(Interrupt, "requested", lambda self, at: (_ for _ in ()).throw(KeyError) if at == 7 else False)
+        calls = itertools.count()
+        patch.setattr(
+            Interrupt, "requested", lambda self: (_ for _ in ()).throw(KeyError) if next(calls) == 7 else False
+        )
         with pytest.raises(KeyError):
             run(settings)
     metrics.write_text(metrics.read_text() + '{"step": 7, "lo')
@@ -89,7 +196,7 @@ def test_a_relative_output_dir(world, tmp_path, monkeypatch):
     settings = {**settings, "output_dir": "here/run", "save_freq": 1}
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
-        with pytest.raises(SystemExit):
+        with pytest.raises(Resumable):
             run(settings)
     assert [line["loss"] for line in run(settings)] == [line["loss"] for line in whole]
 
@@ -110,7 +217,7 @@ def test_another_configuration_or_other_data_is_refused(world, tmp_path):
 def test_a_non_finite_step_names_itself_its_pairs_and_the_last_checkpoint(world, tmp_path):
     settings, _ = world
     settings = {**settings, "save_freq": 1, "output_dir": str(tmp_path)}  # the first update has learning rate 0
-    with pytest.raises(NonFiniteLoss, match=r"step 2: .* the last good checkpoint is 1; .*pairs.jsonl:\d+"):
+    with pytest.raises(NonFiniteLoss, match=r"step 2: .*pairs.jsonl:\d+.*the last good checkpoint is 1"):
         run({**settings, "optimizer.lr": 1e38, "optimizer.warmup_ratio": 0.2})
     assert [line["step"] for line in lines_of(tmp_path)] == [1]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
@@ -131,9 +238,9 @@ def test_a_signal_saves_and_says_how_to_resume(world, tmp_path, number):
         if line.startswith("step 3/"):
             break
     process.send_signal(number)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, err
-    assert f"stopped by {number.name}: saved after step" in out and "run the same command again to resume" in out
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert f"stopped by {number.name}: saved after step" in err and "run the same command again to resume" in err
     assert "Traceback" not in err
     steps = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
     assert steps == [len(lines_of(tmp_path))]

@@ -1,80 +1,262 @@
-"""Orbax checkpoints of a run: parameters, moments, stream position and configuration, one composite step."""
+"""Orbax checkpoints of a run: parameters, moments, stream position and configuration, one composite step.
 
+Every step carries a digest of each array and of its own small record, so that no damage goes unnoticed.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from easyrm.errors import InputError
+from easyrm.digests import digests
+from easyrm.errors import InputError, SaveFailed
+from easyrm.sharding import path_name
+from easyrm.training.progress import Progress
+from easyrm.training.retention import Retention, readers_of
 from easyrm.training.step import TrainState
+
+_NOT_DAMAGE = (PermissionError, TimeoutError, ConnectionError, MemoryError, InputError)
+_NOT_DAMAGE_CODES = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED")
+
+
+class _Damaged(ValueError):
+    """A step that is not what was written; the message says in what."""
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """False: `Interrupt` alone counts JAX's preemption sync points."""
+        return False
 
 
 class Checkpoints:
     """The steps under `directory` (local or gs://); saving is asynchronous, and leaving the context waits for it.
 
-    A step is named after the optimizer updates made. Steps that were not written to their end do not count.
+    A step is named after the steps of training taken. Steps that were not written to their end do not count; one whose
+    record or arrays are damaged is named, set aside as damaged-STEP, and the one before is taken.
     """
 
-    def __init__(self, directory: str | epath.Path, keep: int = 2):
-        """Keep the newest `keep` steps while saving; the latest is never deleted."""
-        options = ocp.CheckpointManagerOptions(preservation_policy=preservation_policy.LatestN(keep))
-        self._manager = ocp.CheckpointManager(_absolute(directory), options=options)
+    def __init__(
+        self, directory: str | epath.Path, retention: Retention, *, strict: bool, say: Callable[[str], None] = print
+    ):
+        """`strict`: a save that fails raises SaveFailed; else it is said, and the next save is the next try."""
+        self._directory, self._retention, self._strict, self._say = _absolute(directory), retention, strict, say
+        self._writing: int | None = None
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=retention, cleanup_tmp_directories=True, lightweight_initialize=True
+        )
+        self._manager = _Manager(self._directory, options=options)
+        self._records: dict[int, dict[str, Any]] = {}
+        for step in sorted(self._manager.all_steps()):
+            try:
+                self._records[step] = _read_record(self._manager, step)
+            except Exception as error:
+                self._set_aside(step, error)
+        retention.follow(self._directory, lambda step: self._records[step]["metrics"] if step in self._records else {})
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         # Also when training fails: a checkpoint that is being written must become complete.
-        self._manager.close()
+        try:
+            self.settle()
+        finally:
+            self._manager.close()
 
-    def latest(self) -> int | None:
-        """The newest complete step, or None."""
-        return self._manager.latest_step()
+    def newest(self) -> Progress | None:
+        """Where the newest complete step stands, or None."""
+        steps = [step for step in self._records if step != self._writing]
+        return self._progress(max(steps)) if steps else None
 
-    def save(self, step: int, state: TrainState, position: int, record: dict[str, Any]) -> None:
-        """Start writing a step; `position` is pairs consumed, `record` the run's config.json. Saved steps are kept."""
-        if step == self.latest():
+    def _progress(self, step: int) -> Progress:
+        record = self._records[step]
+        return Progress(step, record["position"], record["pending_eval"], record["metrics"])
+
+    def save(self, state: TrainState, progress: Progress, record: dict[str, Any]) -> None:
+        """Start writing a step, after waiting for the one before; `record` is the run's config.json.
+
+        A step that is saved already stays as it is. Raises SaveFailed where `strict`.
+        """
+        self.settle()
+        step = progress.step
+        if step in self._records:
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(state.model),
-                optimizer=ocp.args.StandardSave(state.optimizer),
-                stream=ocp.args.JsonSave({"position": position}),
-                config=ocp.args.JsonSave(record),
-            ),
-            force=True,
-        )
+        trees = {"model": state.model, "optimizer": state.optimizer}
+        values = {**dataclasses.asdict(progress), "arrays": _described(trees)}
+        self._records[step] = dict(values)  # before the save, for what is kept is decided in it
+        values["sha256"] = _sha256(values)
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
+                    stream=ocp.args.JsonSave(values),
+                    config=ocp.args.JsonSave(record),
+                ),
+                force=True,
+            )
+            self._writing = step
+        except Exception as error:
+            self._failed(step, error)
 
-    def restore(self, step: int, state: TrainState) -> tuple[TrainState, int]:
-        """(state, position) of a step; `state` gives shapes, dtypes and shardings, on whatever mesh."""
-        found = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardRestore(state.model),
-                optimizer=ocp.args.StandardRestore(state.optimizer),
-                stream=ocp.args.JsonRestore(),
-            ),
-        )
-        return TrainState(found.model, found.optimizer), found.stream["position"]
+    def settle(self) -> None:
+        """Wait until nothing is being written. Raises SaveFailed where that failed and `strict`."""
+        step, self._writing = self._writing, None
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._failed(step, error)
+
+    def _failed(self, step: int, error: Exception) -> None:
+        self._records.pop(step, None)
+        if jax.process_count() == 1:  # with more, others may still be writing there; the next start removes it
+            for path in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+                path.rmtree(missing_ok=True)
+        self._manager.reload()
+        newest = self.newest()
+        before = f"the newest complete one is step {newest.step}" if newest else "there is no complete one yet"
+        message = f"the checkpoint of step {step} was not written ({_reason(error)}); {before}"
+        if self._strict:
+            raise SaveFailed(f"{message}; --strict_saves ends the run") from error
+        self._say(f"warning: {message}; training goes on to the next save")
+
+    def restore(self, abstract: TrainState) -> tuple[TrainState, Progress] | None:
+        """(state, progress) of the newest step that is whole, on whatever mesh `abstract` names; None without one.
+
+        Raises InputError where a step's arrays have other names, shapes or dtypes than `abstract`; Resumable, with
+        several processes, where a step had to be set aside.
+        """
+        while newest := self.newest():
+            trees = {"model": abstract.model, "optimizer": abstract.optimizer}
+            try:
+                found = _restore(self._manager, newest.step, trees, self._records[newest.step]["arrays"])
+            except Exception as error:
+                self._set_aside(newest.step, error)
+            else:
+                sound = jax.device_put(True, abstract.sound.sharding)
+                return TrainState(found["model"], found["optimizer"], sound), newest
+        return None
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        if not _is_damage(error):
+            raise error
+        self._records.pop(step, None)
+        taken = sum(1 for _ in self._directory.glob(f"damaged-{step}*"))
+        aside = self._directory / (f"damaged-{step}" + (f"-{taken + 1}" if taken else ""))
+        if jax.process_index() == 0:
+            (self._directory / str(step)).rename(aside)
+        message = f"the checkpoint of step {step} is damaged ({_reason(error)}); it is set aside as {aside.name}"
+        if jax.process_count() > 1:  # the others may be waiting for this process inside Orbax
+            raise InputError(f"{message}; run the same command again to resume from the one before") from error
+        self._manager.reload()
+        self._say(f"warning: {message}")
 
 
 def restore_model(directory: str | epath.Path, step: int | None, model: Any) -> tuple[Any, int]:
     """(parameters, step) of one step, the newest where `step` is None, without Adam's moments.
 
-    `model` is abstract: shapes, dtypes and shardings. Raises InputError where there is no such complete step.
+    `model` is abstract: shapes, dtypes and shardings. A training run that goes on meanwhile keeps the step until it is
+    read. Raises InputError where there is no such complete step, and where it is damaged.
     """
-    options = ocp.CheckpointManagerOptions(create=False)
-    with ocp.CheckpointManager(_absolute(directory), options=options) as manager:
+    directory = _absolute(directory)
+    options = ocp.CheckpointManagerOptions(create=False, lightweight_initialize=True)
+    with _Manager(directory, options=options) as manager:
         steps = sorted(manager.all_steps())
         if not steps or step not in (None, *steps):
             there = f"complete steps are {steps}" if steps else "it holds no complete step"
             wanted = "" if step is None else f" has no step {step};"
             raise InputError(f"{directory}{wanted} {there}".replace("; it holds", ": it holds"))
         step = steps[-1] if step is None else step
-        found = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(model)))
-    return found.model, step
+        with _reading(directory, step):
+            try:
+                record = _read_record(manager, step)
+                expected = {name: about for name, about in record["arrays"].items() if name.startswith("model/")}
+                found = _restore(manager, step, {"model": model}, expected)
+            except Exception as error:
+                if not _is_damage(error):
+                    raise
+                others = [str(other) for other in steps if other != step]
+                instead = f"use {directory}/{others[-1]}" if others else "there is no other step"
+                raise InputError(f"{directory}/{step}: damaged ({_reason(error)}); {instead}") from error
+    return found["model"], step
+
+
+@contextlib.contextmanager
+def _reading(directory: epath.Path, step: int) -> Iterator[None]:
+    """Tell a run that goes on in this directory to keep `step`. One that cannot be written is read all the same."""
+    lease = readers_of(directory) / f"{step}-{uuid.uuid4().hex}"
+    try:
+        lease.parent.mkdir(exist_ok=True)
+        lease.write_text(f"{time.time():.0f}")
+    except OSError:
+        lease = None
+    try:
+        yield
+    finally:
+        if lease is not None:
+            lease.unlink(missing_ok=True)
+
+
+def _read_record(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    record = manager.restore(step, args=ocp.args.Composite(stream=ocp.args.JsonRestore())).stream
+    if not isinstance(record, dict) or record.pop("sha256", None) != _sha256(record) or record["step"] != step:
+        raise _Damaged("its record does not match its checksum")
+    return record
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, trees: dict[str, Any], expected: dict[str, list]) -> dict:
+    """The arrays of a step like the abstract `trees`, checked against what its record says of each."""
+    before = {name: [dtype, shape] for name, (dtype, shape, _) in expected.items()}
+    kinds = _kinds(trees)
+    if different := [name for name in {**kinds, **before} if kinds.get(name) != before.get(name)]:
+        name = different[0]
+        raise InputError(
+            f"{manager.directory}/{step}: of another model or optimizer: {len(different)} arrays differ, {name} is "
+            f"{before.get(name, 'absent')} there and {kinds.get(name, 'absent')} here; give the settings of that run, "
+            "or choose another directory"
+        )
+    args = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
+    restored = manager.restore(step, args=ocp.args.Composite(**args))
+    found = {name: restored[name] for name in trees}
+    if different := [name for name, digest in digests(found).items() if digest != expected[name][2]]:
+        raise _Damaged(f"the values of {', '.join(different[:3])} are not those that were saved")
+    return found
+
+
+def _described(trees: dict[str, Any]) -> dict[str, list]:
+    """{path: [dtype, shape, digest]} of every array."""
+    kinds = _kinds(trees)
+    return {name: [*kinds[name], digest] for name, digest in digests(trees).items()}
+
+
+def _kinds(trees: dict[str, Any]) -> dict[str, list]:
+    return {
+        path_name(path): [str(leaf.dtype), list(leaf.shape)]
+        for path, leaf in jax.tree_util.tree_flatten_with_path(trees)[0]
+    }
+
+
+def _sha256(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether the step itself is to blame, rather than a bucket that does not answer or a lack of memory."""
+    return not isinstance(error, _NOT_DAMAGE) and not any(code in str(error) for code in _NOT_DAMAGE_CODES)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def _absolute(directory: str | epath.Path) -> epath.Path:

@@ -10,8 +10,9 @@ from easyrm.data.batches import Batches
 from easyrm.data.store import PairStore, build_store
 from easyrm.data.stream import PairStream
 from easyrm.data.tokenizer import Tokenizer
-from easyrm.errors import InputError
+from easyrm.errors import InputError, Resumable
 from easyrm.models.config import LlamaConfig
+from easyrm.training.progress import START, Progress
 
 MAX_SHAPES, STEPS_A_SHAPE = 4, 250
 
@@ -31,24 +32,50 @@ class Inputs:
         *,
         row_groups: int,
         say: Callable[[str], None],
+        start: Progress = START,
     ):
-        """Raises InputError for unusable data, token ids that the model lacks, and too few pairs for one step."""
-        self._batch_size = config.data.batch_size
+        """The run goes on from `start`.
+
+        Raises InputError for unusable data, token ids that the model lacks, and too few pairs for one step.
+        """
+        self._config, self._batch_size = config, config.data.batch_size
         layout = {"row_groups": row_groups, "pad_id": tokenizer.pad_id}
         pairs = _read(config.data.train, "--data.train", config, tokenizer, llama, say)
-        self.steps = _count_steps(config, len(pairs), say)
+        self.steps = _count_steps(config, len(pairs), start)
+        _say_steps(config, len(pairs), start.after(self.steps, self._batch_size), say)
         self._stream = PairStream(len(pairs), self._batch_size, config.seed, config.data.shuffle)
         # One more shape must save more computing, over the run, than its compilation takes.
         max_shapes = min(MAX_SHAPES, 1 + self.steps // STEPS_A_SHAPE)
-        self.train = Batches(pairs, config.data, self.order(0), max_shapes=max_shapes, **layout)
+        # A run that goes on has the shapes that it began with, unless its batches have come to begin elsewhere.
+        began = START if start.position == start.step * self._batch_size else start
+        orders = self._stream.batches(began.position, max(1, self.steps - began.step))
+        self.train = Batches(pairs, config.data, orders, max_shapes=max_shapes, **layout)
         self.eval = None
         if config.data.eval:
             pairs = _read(config.data.eval, "--data.eval", config, tokenizer, llama, say)
             self.eval = Batches(pairs, config.data, self._in_order(pairs), **layout)
 
-    def order(self, position: int) -> Iterator[np.ndarray]:
-        """Pair indices of each batch from `position`, in pairs consumed, to the end of the run."""
-        return self._stream.batches(position, self.steps - position // self._batch_size)
+    def order(self, start: Progress) -> Iterator[np.ndarray]:
+        """Pair indices of each batch from `start` to the end of the run.
+
+        Raises Resumable where a run that goes on from there has another number of steps than this one was made for.
+        """
+        if _count_steps(self._config, self._stream.n, start) != self.steps:
+            raise Resumable(f"the run goes on from step {start.step} instead; run the same command again")
+        return self._stream.batches(start.position, self.steps - start.step)
+
+    def fingerprints(self) -> dict[str, str]:
+        """What names the tokenized pairs of --data.train and --data.eval."""
+        stores = {"train": self.train.store, "eval": self.eval.store if self.eval else None}
+        return {f"data.{name}": store.fingerprint for name, store in stores.items() if store}
+
+    def account(self, position: int) -> str:
+        """Where every pair that was read went, `position` pairs into the stream: the parts add up to what was read."""
+        report = self.train.store.report
+        trained = min(position, report["kept"])
+        parts = {"trained on": trained, **report["dropped"], "not reached": report["kept"] - trained}
+        counts = " + ".join(f"{count} {part}" for part, count in parts.items() if count)
+        return f"{report['read']} pairs read = {counts or 0}"
 
     def eval_order(self) -> Iterator[np.ndarray]:
         """Pair indices of each evaluation batch; the last may be short."""
@@ -78,15 +105,18 @@ def _read(spec: str, flag: str, config: RunConfig, tokenizer: Tokenizer, llama: 
     return pairs
 
 
-def _count_steps(config: RunConfig, pairs: int, say: Callable[[str], None]) -> int:
-    batch_size = config.data.batch_size
-    steps = config.total_steps or math.floor(config.num_epochs * pairs / batch_size)
-    if steps == 0:
+def _count_steps(config: RunConfig, pairs: int, start: Progress) -> int:
+    left = (math.floor(config.num_epochs * pairs) - start.position) // config.data.batch_size
+    return max(config.total_steps or start.step + left, start.step)
+
+
+def _say_steps(config: RunConfig, pairs: int, end: Progress, say: Callable[[str], None]) -> None:
+    if end.step == 0:
         raise InputError(
             f"--num_epochs={config.num_epochs} of {pairs} pairs is less than one batch of "
-            f"--data.batch_size={batch_size}; use a smaller batch or more data"
+            f"--data.batch_size={config.data.batch_size}; use a smaller batch or more data"
         )
-    used = steps * batch_size
-    left = "" if config.total_steps else f", {math.floor(config.num_epochs * pairs) - used} left over at the end"
-    say(f"{steps} steps of {batch_size} pairs: {used} pairs, {used / pairs:.2f} epochs{left}")
-    return steps
+    rest = math.floor(config.num_epochs * pairs) - end.position
+    left = "" if config.total_steps else f", {rest} left over at the end"
+    epochs = f"{end.position / pairs:.2f} epochs"
+    say(f"{end.step} steps of {config.data.batch_size} pairs: {end.position} pairs, {epochs}{left}")

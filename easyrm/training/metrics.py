@@ -12,28 +12,31 @@ from etils import epath
 from tqdm import tqdm
 
 from easyrm.config import RunConfig
+from easyrm.files import write_atomically
+from easyrm.redact import redact_tree
+from easyrm.training.progress import Progress
 
 Sink = Callable[[dict[str, Any]], None]
 REMOTE_SECONDS = 30.0
 
 
 class MetricsLog:
-    """Appends one JSON object a line to `<directory>/metrics.jsonl`, from step `first` on.
+    """Appends one JSON object a line to `<directory>/metrics.jsonl`, of a run that goes on from `start`.
 
-    Lines of steps after `first - 1`, left by a run that went on past its last checkpoint, are removed. Object stores
+    Lines of what comes after `start`, left by a run that went on past its last checkpoint, are removed. Object stores
     cannot append: there, the file is uploaded whole at most every 30 seconds and at `close`.
     """
 
-    def __init__(self, directory: epath.Path, *, first: int, total: int, sinks: Sequence[Sink] = ()):
+    def __init__(self, directory: epath.Path, *, start: Progress, total: int, sinks: Sequence[Sink] = ()):
         self._path = directory / "metrics.jsonl"
-        kept = [line for line in _lines(self._path) if json.loads(line)["step"] < first]
-        self._path.write_text("".join(kept))
+        kept = [line for line in _lines(self._path) if _precedes(json.loads(line), start)]
+        write_atomically(self._path, "".join(kept))
         self._remote = "://" in str(directory)
         self._file = tempfile.TemporaryFile("w+") if self._remote else open(self._path, "a")  # noqa: SIM115
         if self._remote:
             self._file.write("".join(kept))
         self._uploaded = time.monotonic()
-        self._bar = tqdm(initial=first - 1, total=total, unit="step") if sys.stderr.isatty() else None
+        self._bar = tqdm(initial=start.step, total=total, unit="step") if sys.stderr.isatty() else None
         self._total = total
         self._sinks = sinks
 
@@ -58,7 +61,9 @@ class MetricsLog:
         tqdm.write(line) if self._bar is not None else print(line, flush=True)
 
     def _show(self, metrics: dict[str, Any]) -> None:
-        if "loss" not in metrics:
+        if "skipped" in metrics:
+            self.say(f"step {metrics['step']}/{self._total}  skipped: loss or gradient not finite (nonfinite.jsonl)")
+        elif "loss" not in metrics:
             text = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items() if key != "step")
             self.say(f"step {metrics['step']}  {text}")
         elif self._bar is not None:
@@ -99,9 +104,9 @@ class QuietLog:
 
 
 def open_metrics(
-    config: RunConfig, directory: epath.Path, record: dict[str, Any], *, first: int
+    config: RunConfig, directory: epath.Path, record: dict[str, Any], start: Progress
 ) -> MetricsLog | QuietLog:
-    """The log of a run that goes on at step `first`, with the sinks that `config` asks for."""
+    """The log of a run that goes on from `start`, with the sinks that `config` asks for."""
     if jax.process_index() != 0:
         return QuietLog()
     sinks = []
@@ -109,12 +114,17 @@ def open_metrics(
         sinks.append(_tensorboard_sink(directory))
     if config.wandb_project:
         sinks.append(_wandb_sink(config.wandb_project, directory, record))
-    return MetricsLog(directory, first=first, total=record["total_steps"], sinks=sinks)
+    return MetricsLog(directory, start=start, total=record["total_steps"], sinks=sinks)
 
 
 def read_metrics(directory: epath.Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, in order; empty where there is none."""
     return [json.loads(line) for line in _lines(directory / "metrics.jsonl")]
+
+
+def _precedes(line: dict[str, Any], start: Progress) -> bool:
+    # An evaluation that a checkpoint calls pending is made anew.
+    return line["step"] < start.step + ("eval/loss" not in line or not start.pending_eval)
 
 
 def _lines(path: epath.Path) -> list[str]:
@@ -137,8 +147,16 @@ def _tensorboard_sink(directory: epath.Path):
 
 
 def _wandb_sink(project: str, directory: epath.Path, record: dict[str, Any]):
-    """A sink for a Weights & Biases run named after the output directory, which resumes with it (extra `wandb`)."""
+    """A sink for a Weights & Biases run named after the output directory, which resumes with it (extra `wandb`).
+
+    Only the redacted configuration and the metrics are sent.
+    """
     import wandb
 
-    run = wandb.init(project=project, name=directory.name, id=directory.name, resume="allow", config=record["config"])
+    # Else wandb sends the command line, the git remote and all that is printed, and a secret may be in each.
+    settings = wandb.Settings(x_disable_meta=True, disable_git=True, save_code=False, console="off")
+    config = redact_tree(record["config"])
+    run = wandb.init(
+        project=project, name=directory.name, id=directory.name, resume="allow", config=config, settings=settings
+    )
     return lambda metrics: run.log(metrics, step=metrics["step"])

@@ -80,7 +80,8 @@ class Program:
         self._optimizer = make_optimizer(config.optimizer, steps)
         model = abstract_model(llama, mesh)
         moments = jax.eval_shape(self._optimizer.init, model)
-        self.abstract = TrainState(model, abstract_arrays(moments, sharding.state_shardings(mesh, moments)))
+        rest = (moments, jax.ShapeDtypeStruct((), bool))
+        self.abstract = TrainState(model, *abstract_arrays(rest, sharding.state_shardings(mesh, rest)))
         self._config = config
         self._forward = make_forward(mesh, llama, dtype=config.dtype, implementation=config.model.attention)
         self._memory_of_device = device_memory(mesh)
@@ -108,7 +109,12 @@ class Program:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         forward = dataclasses.replace(self._forward, remat=self.remat(rows))
         step = jax.jit(
-            make_train_step(forward, self._optimizer, self._config.loss),
+            make_train_step(
+                forward,
+                self._optimizer,
+                self._config.loss,
+                skip_nonfinite=self._config.on_nonfinite == "skip",
+            ),
             donate_argnums=0,
             out_shardings=(shardings, None),
             compiler_options=self._options,
@@ -131,7 +137,7 @@ class Program:
 
     def _memory(self, shape: RowShape) -> str:
         taken = self._compiled[shape].memory_analysis()
-        parameters, moments = (bytes_per_device(jax.tree.leaves(tree)) for tree in self.abstract)
+        parameters, moments, _ = (bytes_per_device(jax.tree.leaves(tree)) for tree in self.abstract)
         sizes = {
             "parameters": parameters,
             "moments": moments,
@@ -159,8 +165,9 @@ class Program:
 
     def state_of(self, model: RewardModel) -> TrainState:
         """A first state with these parameters and Adam's moments at zero."""
-        places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract.optimizer)
-        return TrainState(model, jax.jit(self._optimizer.init, out_shardings=places)(model))
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract[1:])
+        start = jax.jit(lambda model: (self._optimizer.init(model), True), out_shardings=places)
+        return TrainState(model, *start(model))
 
 
 def _shape(batch: RowBatch) -> RowShape:

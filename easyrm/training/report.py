@@ -1,6 +1,5 @@
 """From a step's device metrics to a line of metrics.jsonl, fetched a step late so that the devices never wait."""
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,8 +11,8 @@ import optax
 from easyrm.chips import PEAK_BF16_FLOPS, training_flops
 from easyrm.data.packing import RowBatch
 from easyrm.data.store import PairStore
-from easyrm.errors import NonFiniteLoss
 from easyrm.models.config import LlamaConfig
+from easyrm.training.nonfinite import NonFinite
 
 
 class _Pending(NamedTuple):
@@ -38,10 +37,10 @@ class StepReport:
         schedule: optax.Schedule,
         llama: LlamaConfig,
         pairs: PairStore,
-        last_checkpoint: Callable[[], int | None],
+        nonfinite: NonFinite,
     ):
         self._write, self._log_freq, self._schedule = write, log_freq, schedule
-        self._llama, self._pairs, self._last_checkpoint = llama, pairs, last_checkpoint
+        self._llama, self._pairs, self._nonfinite = llama, pairs, nonfinite
         self._pending: _Pending | None = None
         peak = PEAK_BF16_FLOPS.get(jax.devices()[0].device_kind)
         self._peak = peak and peak * jax.device_count()
@@ -57,15 +56,16 @@ class StepReport:
         self._pending = _Pending(step, metrics, indices, batch.tokens.size)
 
     def flush(self) -> None:
-        """Report the step that is still open, if there is one. Raises NonFiniteLoss."""
+        """Report the step that is still open, if there is one. Raises NonFiniteLoss as `NonFinite.met` does."""
         if self._pending is None:
             return
         (step, metrics, indices, computed), self._pending = self._pending, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
         seconds, self._began = now - self._began, now
-        if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm", "param_norm")):
-            raise NonFiniteLoss(self._non_finite(step, values, indices))
+        if self._nonfinite.met(step, values, lambda: [self._pairs[index].where for index in indices]):
+            self._write({"step": step, "skipped": self._nonfinite.skipped, "pairs": len(indices)})
+            return
         if step % self._log_freq:
             return
         chosen, prompt, rejected = self._pairs.lengths(indices).T
@@ -86,12 +86,3 @@ class StepReport:
             visible = int((visible + prompt * (prompt + 1) // 2).sum())
             line["mfu"] = training_flops(self._llama, unique, visible) / seconds / self._peak
         self._write(line)
-
-    def _non_finite(self, step: int, values: dict[str, float], indices: np.ndarray) -> str:
-        checkpoint = self._last_checkpoint()
-        good = "no checkpoint precedes it" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
-        pairs = ", ".join(self._pairs[index].where for index in indices)
-        return (
-            f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}, parameter norm "
-            f"{values['param_norm']}; {good}; lower --optimizer.lr or look at its pairs: {pairs}"
-        )

@@ -20,10 +20,14 @@ DTYPES = {"bf16": jnp.bfloat16, "fp32": jnp.float32}
 
 
 class TrainState(NamedTuple):
-    """All that training changes: fp32 parameters and Adam's moments, whose count is the number of updates made."""
+    """All that training changes: fp32 parameters, Adam's moments, whose count is the number of steps taken, `sound`.
+
+    `sound` (bool[]) is false after a step whose loss or gradient was not finite; then nothing changes any more.
+    """
 
     model: RewardModel
     optimizer: optax.OptState
+    sound: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +70,15 @@ def make_reward_step(forward: Forward) -> Callable[[RewardModel, RowBatch], tupl
 
 
 def make_train_step(
-    forward: Forward, optimizer: optax.GradientTransformation, loss: LossConfig
+    forward: Forward, optimizer: optax.GradientTransformation, loss: LossConfig, *, skip_nonfinite: bool = False
 ) -> Callable[[TrainState, RowBatch], tuple[TrainState, dict[str, Any]]]:
     """A function (state, batch [M, R, L]) -> (state, metrics): one optimizer update over all pairs of the batch.
 
     The loss is the mean over the batch's pairs, however they lie in micro-batches and rows. Metrics are float32
     scalars; `param_norm` is taken after the update, `grad_norm` before clipping.
+
+    An update whose loss or gradient is not finite is not applied. The state stays what it was before that step, also
+    through the steps after it; with `skip_nonfinite` they go on, and only the step count has moved.
     """
 
     def train_step(state, batch):
@@ -89,14 +96,24 @@ def make_train_step(
         zeros = jax.tree.map(jnp.zeros_like, state.model)
         gradients, (losses, (chosen, rejected)) = jax.lax.scan(accumulate, zeros, batch)
         updates, moments = optimizer.update(gradients, state.optimizer, state.model)
-        model = optax.apply_updates(state.model, updates)
+        value, norm = losses.sum(), optax.tree.norm(gradients)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        sound = state.sound if skip_nonfinite else state.sound & finite
+
+        def guarded(new, old):
+            counts = skip_nonfinite and jnp.issubdtype(new.dtype, jnp.integer)
+            return new if counts else jnp.where(finite & sound, new, old)
+
+        model, moments = jax.tree.map(
+            guarded, (optax.apply_updates(state.model, updates), moments), (state.model, state.optimizer)
+        )
         metrics = {
-            "loss": losses.sum(),
+            "loss": value,
             **reward_statistics(chosen, rejected, batch.weight),
-            "grad_norm": optax.tree.norm(gradients),
+            "grad_norm": norm,
             "param_norm": optax.tree.norm(model),
         }
-        return TrainState(model, moments), metrics
+        return TrainState(model, moments, sound), metrics
 
     return train_step
 
