@@ -188,11 +188,12 @@ def finish(job: Job, progress: Progress, interrupt: Interrupt) -> None:
         raise Resumable(f"stopped by {interrupt.signal.name}: {saved}; run the same command again to resume")
     say(f"trained {steps} steps; checkpoint in {directory / 'checkpoints'}")
     say(job.inputs.account(progress.position))
-    with interrupt.nothing_unsaved(f"during the export: {saved}"):
-        if job.config.export and (directory / "export" / "config.json").exists():
-            say(f"{directory / 'export'} is there already and stays as it is")
-        elif job.config.export:
-            export_run(job.state.model, directory, directory / "export", dtype=job.config.export_dtype, say=say)
+    export = directory / "export"
+    if job.config.export and (export / "config.json").exists():
+        say(f"{export} is there already and stays as it is")
+    elif job.config.export:
+        with interrupt.nothing_unsaved(f"during the export: {saved}"):
+            export_run(job.state.model, directory, export, dtype=job.config.export_dtype, say=say)
     if newest.step < progress.step:
         raise SaveFailed(f"the run is trained, but {saved}; free space or mend the bucket and run the same command")
 

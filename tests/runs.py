@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,25 @@ def call(module: str, settings: dict, *more: str, devices: int = 1, **environmen
     return subprocess.run(
         command(module, settings, *more), capture_output=True, text=True, env=env, timeout=600, check=False
     )
+
+
+def start_two(settings: dict) -> list[subprocess.Popen]:
+    """`train_rm` as two processes of four devices, stdout and stderr together."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    coordination = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    flags = "--xla_force_host_platform_device_count=4"
+    return [
+        subprocess.Popen(
+            command("train_rm", settings),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "XLA_FLAGS": flags, **coordination, "JAX_PROCESS_ID": str(index)},
+        )
+        for index in range(2)
+    ]
 
 
 def tiny_llama() -> LlamaConfig:

@@ -6,8 +6,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
-from runs import command, lines_of, make_pairs, make_world, run, write_lines
+from runs import command, lines_of, make_pairs, make_world, run, start_two, write_lines
 
 from easyrm import train_rm
 from easyrm.errors import Resumable
@@ -96,16 +97,37 @@ def test_while_it_exports(world, tmp_path, monkeypatch):
 
 def test_when_the_last_step_is_done_the_run_is_done(world, tmp_path, monkeypatch):
     """A signal that comes too late to stop anything is no failure."""
-    settings = {**world, "export": False, "output_dir": str(tmp_path)}
-    settings["data.eval"] = ""
+    settings = {**world, "export": False, "output_dir": str(tmp_path), "data.eval": ""}
     finish = train_rm.finish
 
     def late(job, progress, interrupt):
-        finish(job, progress, interrupt)
         signal.raise_signal(signal.SIGTERM)
+        finish(job, progress, interrupt)
 
     monkeypatch.setattr(train_rm, "finish", late)
     assert len(run(settings)) == 4
+
+
+def test_two_processes_stop_at_the_same_step(world, tmp_path):
+    """SIGTERM reaches one of them, as when one host of a pod is taken; both save, and both go on."""
+    settings = {**world, "mesh_dim": "1,8,1", "total_steps": 60, "export": "false", "data.eval": ""}
+    alone = run({**settings, "export": False, "output_dir": str(tmp_path / "alone")})
+    settings["output_dir"] = str(tmp_path / "two")
+    processes = start_two(settings)
+    for line in processes[0].stdout:
+        if line.startswith("step 5/"):
+            break
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], outputs
+    stopped = newest(tmp_path / "two").step
+    assert 5 <= stopped < 60 and all(f"saved after step {stopped} of 60" in output for output in outputs)
+    processes = start_two(settings)
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert f"resumed after step {stopped} of 60" in outputs[0]
+    losses = [[line["loss"] for line in lines] for lines in (lines_of(tmp_path / "two"), alone)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4, atol=1e-6)
 
 
 LOOP = """

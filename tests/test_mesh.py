@@ -1,15 +1,12 @@
 """One run on many meshes, and on two processes: the same losses, and everything where the table says."""
 
 import json
-import os
 import re
-import socket
-import subprocess
 
 import jax
 import numpy as np
 import pytest
-from runs import command, lines_of, make_world, run
+from runs import lines_of, make_world, run, start_two
 
 from easyrm.sharding import path_name, spec_of
 from easyrm.training import program as programs
@@ -63,27 +60,9 @@ def test_micro_batches_change_nothing_but_rounding(world, tmp_path):
 
 def test_two_processes_of_four_devices(world, tmp_path):
     _, settings, alone = world
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     settings = {**settings, "mesh_dim": "1,4,2", "output_dir": str(tmp_path / "run"), "export": "true"}
     settings["export_dtype"] = "fp32"
-    processes = [
-        subprocess.Popen(
-            command("train_rm", settings),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={
-                **os.environ,
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_PROCESS_ID": str(index),
-            },
-        )
-        for index in range(2)
-    ]
+    processes = start_two(settings)
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     check_same(lines_of(tmp_path / "run"), alone)

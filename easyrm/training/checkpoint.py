@@ -132,8 +132,8 @@ class Checkpoints:
     def restore(self, abstract: TrainState) -> tuple[TrainState, Progress] | None:
         """(state, progress) of the newest step that is whole, on whatever mesh `abstract` names; None without one.
 
-        Raises InputError where a step's arrays have other names, shapes or dtypes than `abstract`; Resumable, with
-        several processes, where a step had to be set aside.
+        Raises InputError where a step's arrays have other names, shapes or dtypes than `abstract`, and, with several
+        processes, where a step had to be set aside: the next start takes the one before.
         """
         while newest := self.newest():
             trees = {"model": abstract.model, "optimizer": abstract.optimizer}
