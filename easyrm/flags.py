@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -80,6 +81,8 @@ def run_command(main: Callable[[], None], define: Callable[[], None] = lambda: N
         try:
             with together():
                 main()
+            for number in (signal.SIGINT, signal.SIGTERM):  # all is done: too late to stop anything
+                signal.signal(number, signal.SIG_IGN)
         except (InputError, NonFiniteLoss, SaveFailed, Resumable) as error:
             _exit(report(error))
 

@@ -374,6 +374,19 @@ def test_asking_for_rows_beats_data(tmp_path):
     assert demand_of(config, tiny_llama(), asked(rows=0), 1).pairs == 48
 
 
+def test_a_plan_is_made_without_libtpu_where_the_devices_are_there(monkeypatch):
+    """The same code as for a slice, compiled for four CPU devices."""
+    monkeypatch.setattr(compiled, "devices_of", lambda tpu: jax.devices()[:4])
+    config = run_config({"mesh_dim": "1,4,1"})
+    demand = demand_of_rows(config, 4, 128, 64)
+    made = compile_plan(
+        config, tiny_llama(), parse_topology("v5p:2x2x1"), demand, work_on(demand, config, 4, 1), steps=10, price=None
+    )
+    memory = made.memory
+    assert memory.moments == pytest.approx(2 * memory.parameters, rel=1e-3) and memory.parameters > 0
+    assert as_dict(made)["chips"] == 4 and "seconds a step at least" in as_text(made, "")
+
+
 @pytest.fixture(scope="module")
 def small_plan():
     # No other dimension is as long as a row, so that a buffer of L x L would have a shape of its own.

@@ -121,7 +121,7 @@ def compile_plan(
 
 
 def _memory(program: Program, compiled: jax.stages.Compiled | None, tpu: Slice, refused: str) -> Memory:
-    parameters, moments = (bytes_per_device(jax.tree.leaves(tree)) for tree in program.abstract)
+    parameters, moments = (bytes_per_device(jax.tree.leaves(tree)) for tree in program.abstract[:2])
     if compiled is None:
         return Memory(tpu.chip.hbm, parameters, moments, None, None, 0, refused)
     taken = compiled.memory_analysis()
