@@ -40,15 +40,20 @@ def stop_after(monkeypatch, step):
     monkeypatch.setattr(Interrupt, "requested", requested)
 
 
+def run_until(monkeypatch, settings, step):
+    """A run that is stopped after `step`."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        with pytest.raises(Resumable, match=f"saved after step {step} of") as stopped:
+            run(settings)
+    assert stopped.value.code == 75
+
+
 @pytest.mark.parametrize("step", [1, 6, 9])
 def test_resumed_equals_uninterrupted_bit_for_bit(world, tmp_path, monkeypatch, step):
     settings, whole = world
     settings = {**settings, "output_dir": str(tmp_path)}
-    with monkeypatch.context() as patch:
-        stop_after(patch, step)
-        with pytest.raises(Resumable, match=f"saved after step {step} of 10") as stopped:
-            run(settings)
-    assert stopped.value.code == 75
+    run_until(monkeypatch, settings, step)
     assert len(lines_of(tmp_path)) == step
     lines = run(settings)
     assert [[line[key] for key in EXACT] for line in lines] == [[line[key] for key in EXACT] for line in whole]
@@ -57,10 +62,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(world, tmp_path, monkeypatch, 
 def test_resumed_on_another_mesh(world, tmp_path, monkeypatch):
     settings, whole = world
     settings = {**settings, "output_dir": str(tmp_path)}
-    with monkeypatch.context() as patch:
-        stop_after(patch, 4)
-        with pytest.raises(Resumable):
-            run(settings)
+    run_until(monkeypatch, settings, 4)
     lines = run({**settings, "mesh_dim": "2,2,2", "data.micro_batches": 2})
     np.testing.assert_allclose([line["loss"] for line in lines], [line["loss"] for line in whole], rtol=1e-5)
 
@@ -69,10 +71,7 @@ def test_resumed_on_another_mesh(world, tmp_path, monkeypatch):
 def test_resumed_with_other_rows(world, tmp_path, monkeypatch, change):
     settings, whole = world
     settings = {**settings, "output_dir": str(tmp_path), "mesh_dim": "1,2,1"}
-    with monkeypatch.context() as patch:
-        stop_after(patch, 5)
-        with pytest.raises(Resumable):
-            run(settings)
+    run_until(monkeypatch, settings, 5)
     before = read_record(tmp_path)["row_shapes"], settings.get("data.micro_batches", 1)
     lines = run({**settings, **change})
     np.testing.assert_allclose([line["loss"] for line in lines], [line["loss"] for line in whole], rtol=1e-5)
@@ -83,10 +82,7 @@ def test_a_changed_batch_size_goes_on_at_the_same_pair(world, tmp_path, monkeypa
     """The position counts pairs: of 72 in 1.5 epochs, 28 came in four steps, and 14 steps of 3 take all but 2."""
     settings, _ = world
     settings = {**settings, "output_dir": str(tmp_path), "mesh_dim": "1,1,1"}
-    with monkeypatch.context() as patch:
-        stop_after(patch, 4)
-        with pytest.raises(Resumable):
-            run(settings)
+    run_until(monkeypatch, settings, 4)
     changed = {**settings, "data.batch_size": 3}
     with pytest.raises(InputError, match=r"--data.batch_size=3 \(there: 7\).*--allow_config_change"):
         run(changed)
@@ -194,10 +190,7 @@ def test_a_relative_output_dir(world, tmp_path, monkeypatch):
     settings, whole = world
     monkeypatch.chdir(tmp_path)
     settings = {**settings, "output_dir": "here/run", "save_freq": 1}
-    with monkeypatch.context() as patch:
-        stop_after(patch, 2)
-        with pytest.raises(Resumable):
-            run(settings)
+    run_until(monkeypatch, settings, 2)
     assert [line["loss"] for line in run(settings)] == [line["loss"] for line in whole]
 
 
