@@ -110,7 +110,8 @@ def test_when_the_last_step_is_done_the_run_is_done(world, tmp_path, monkeypatch
 
 def test_two_processes_stop_at_the_same_step(world, tmp_path):
     """SIGTERM reaches one of them, as when one host of a pod is taken; both save, and both go on."""
-    settings = {**world, "mesh_dim": "1,8,1", "total_steps": 60, "export": "false", "data.eval": ""}
+    settings = {**world, "mesh_dim": "1,8,1", "total_steps": 60, "export": "false", "eval_freq": 20}
+    settings["data.eval"] = settings["data.train"]
     alone = run({**settings, "export": False, "output_dir": str(tmp_path / "alone")})
     settings["output_dir"] = str(tmp_path / "two")
     processes = start_two(settings)
@@ -126,7 +127,8 @@ def test_two_processes_stop_at_the_same_step(world, tmp_path):
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert f"resumed after step {stopped} of 60" in outputs[0]
-    losses = [[line["loss"] for line in lines] for lines in (lines_of(tmp_path / "two"), alone)]
+    assert [line["step"] for line in lines_of(tmp_path / "two") if "eval/loss" in line] == [20, 40, 60]
+    losses = [[line["loss"] for line in lines if "loss" in line] for lines in (lines_of(tmp_path / "two"), alone)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4, atol=1e-6)
 
 
