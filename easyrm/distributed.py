@@ -61,9 +61,10 @@ def start_distributed(mode: str, timeout: float = 300) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line, without secrets, on process 0 alone."""
+    """Print a line, without secrets, on process 0 alone. A log that takes no more, on a full disk, ends no run."""
     if jax.process_index() == 0:
-        print(redact(line), flush=True)
+        with contextlib.suppress(OSError):
+            print(redact(line), flush=True)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 
 from jax._src.distributed import global_state  # the key-value store has no public name
+from jax.errors import JaxRuntimeError
 
 from easyrm.errors import InputError
 from easyrm.redact import redact
@@ -90,6 +91,10 @@ class Peers:
         if not self._ending.acquire(blocking=False):
             time.sleep(2 * LINGER)  # another thread has begun to end the process
         try:
+            if self._joined and (lost := self._lost_behind(error)):
+                _say(f"{self.name} lost {lost}; stopping ({' '.join(str(error).split())[:200]})")
+                self._status = PEER_LOST
+                return
             self._status = report(error)
             if self._joined:
                 kind = "ended" if isinstance(error, SystemExit) else "failed"
@@ -98,8 +103,6 @@ class Peers:
                     "end", json.dumps([kind, self._status, " ".join(f"{name}{error}".split())[:500].rstrip(": ")])
                 )
                 self._linger(LINGER + _GRACE[kind])
-                if lost := self._lost():
-                    _say(f"{self.name} also lost {lost}")
         finally:
             _exit(self._status)
 
@@ -173,6 +176,16 @@ class Peers:
             self._look()
         if self.index == 0:
             time.sleep(2)
+
+    def _lost_behind(self, error: BaseException) -> str:
+        # A collective fails at once where a peer is gone; that it is gone shows when its beats stay away.
+        until = time.monotonic() + HEARTBEAT / 2
+        suspect = isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+        while suspect and time.monotonic() < until and not self._lost():
+            if any(kind in _GRACE for kind, _, _ in self._ends.values()):
+                return ""  # it has said why
+            time.sleep(0.25)
+        return self._lost() if suspect else ""
 
     def _lost(self) -> str:
         now, stale, address = time.monotonic(), HEARTBEAT / 3, global_state.coordinator_address

@@ -123,12 +123,21 @@ def open_run(
     if (directory / "config.json").exists():
         _refuse_changes(config, _differences(read_record(directory), record), say)
     if jax.process_index() == 0:
-        folder = directory / "tokenizer"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tokenizer(tokenizer, folder, record["config"]["data"]["max_length"])
-        check_tokenizer(folder, tokenizer, examples)
-        record["tokenizer_files"] = _file_hashes(folder)
-        write_atomically(directory / "config.json", json.dumps({**record, _CHECKSUM: _sha256(record)}, indent=2) + "\n")
+        try:
+            _write(directory, record, tokenizer, examples)
+        except OSError as error:
+            raise InputError(
+                f"--output_dir={directory} cannot be written ({error}); free space, or choose another directory"
+            ) from error
+
+
+def _write(directory: epath.Path, record: dict[str, Any], tokenizer: Tokenizer, examples: list[str]) -> None:
+    folder = directory / "tokenizer"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(tokenizer, folder, record["config"]["data"]["max_length"])
+    check_tokenizer(folder, tokenizer, examples)
+    record["tokenizer_files"] = _file_hashes(folder)
+    write_atomically(directory / "config.json", json.dumps({**record, _CHECKSUM: _sha256(record)}, indent=2) + "\n")
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -1,13 +1,16 @@
 """Small data, tokenizers, models and runs that tests make for themselves."""
 
+import contextlib
 import dataclasses
 import gzip
 import json
 import os
 import random
+import resource
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import sentencepiece
@@ -151,6 +154,17 @@ def start_two(settings: dict) -> list[subprocess.Popen]:
         )
         for index in range(2)
     ]
+
+
+@contextlib.contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes; for this process, a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def tiny_llama() -> LlamaConfig:

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from absl import flags
-from runs import call, make_pairs, make_world, run, write_lines
+from runs import call, full_disk, make_pairs, make_world, run, write_lines
 
 from easyrm import flags as run_flags
 from easyrm.errors import InputError
@@ -64,6 +64,11 @@ def test_files(refused, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
     refused("not the record of a run", output_dir=str(tmp_path / "other"))
+
+
+def test_a_disk_that_is_full(refused):
+    with full_disk(5000):
+        refused(r"--output_dir=.*run cannot be written \(.*too large.*free space, or choose another directory")
 
 
 def test_data(refused, tmp_path):

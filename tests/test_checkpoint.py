@@ -3,7 +3,6 @@
 import contextlib
 import os
 import random
-import resource
 import shutil
 import time
 
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import full_disk
 
 from easyrm.errors import InputError, SaveFailed
 from easyrm.training.checkpoint import Checkpoints, restore_model
@@ -140,23 +140,12 @@ def test_what_a_killed_save_leaves_is_no_step_and_goes(tmp_path):
     assert not half.exists() and steps_in(tmp_path) == [1, 2]
 
 
-@contextlib.contextmanager
-def full_disk():
-    """No file may grow beyond a few hundred bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_save_that_fails_is_said_and_the_next_one_counts(tmp_path):
     said = []
     with opened(tmp_path, said, newest=1) as checkpoints:
         checkpoints.save(state_of(1), Progress(1, 10), {})
         checkpoints.settle()
-        with full_disk():
+        with full_disk(300):
             checkpoints.save(state_of(2), Progress(2, 20), {})
             checkpoints.settle()
         assert checkpoints.newest() == Progress(1, 10)
@@ -170,7 +159,7 @@ def test_a_save_that_fails_is_said_and_the_next_one_counts(tmp_path):
 
 
 def test_strict_saves(tmp_path):
-    with opened(tmp_path, strict=True) as checkpoints, full_disk():
+    with opened(tmp_path, strict=True) as checkpoints, full_disk(300):
         checkpoints.save(state_of(1), Progress(1, 10), {})
         with pytest.raises(SaveFailed, match=r"step 1 was not written .*there is no complete one yet"):
             checkpoints.settle()

@@ -7,6 +7,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -50,6 +52,7 @@ class Checkpoints:
         """`strict`: a save that fails raises SaveFailed; else it is said, and the next save is the next try."""
         self._directory, self._retention, self._strict, self._say = _absolute(directory), retention, strict, say
         self._writing: int | None = None
+        _quiet_orbax()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=retention, cleanup_tmp_directories=True, lightweight_initialize=True
         )
@@ -257,6 +260,22 @@ def _is_damage(error: Exception) -> bool:
 def _reason(error: Exception) -> str:
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def _quiet_orbax() -> None:
+    """Keep what Orbax logs and drops on the way to a failed save, hundreds of lines, from what is told in one."""
+    orbax = str(epath.Path(ocp.__file__).parent)
+    if logging.getLogger("absl").filters:
+        return
+    logging.getLogger("absl").addFilter(lambda record: not record.pathname.startswith(orbax))
+    before = sys.unraisablehook
+
+    def hook(unraisable):
+        code = getattr(unraisable.object, "cr_code", None)
+        if code is None or not code.co_filename.startswith(orbax):
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _absolute(directory: str | epath.Path) -> epath.Path:

@@ -1,5 +1,6 @@
 """metrics.jsonl, the lines or the bar that a person watches, and the optional TensorBoard and Weights & Biases."""
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -29,12 +30,12 @@ class MetricsLog:
 
     def __init__(self, directory: epath.Path, *, start: Progress, total: int, sinks: Sequence[Sink] = ()):
         self._path = directory / "metrics.jsonl"
-        kept = [line for line in _lines(self._path) if _precedes(json.loads(line), start)]
-        write_atomically(self._path, "".join(kept))
+        kept = "".join(line for line in _lines(self._path) if _precedes(json.loads(line), start))
+        write_atomically(self._path, kept)
         self._remote = "://" in str(directory)
-        self._file = tempfile.TemporaryFile("w+") if self._remote else open(self._path, "a")  # noqa: SIM115
-        if self._remote:
-            self._file.write("".join(kept))
+        # Unbuffered: what a full disk does not take is known, and tried again with the next line.
+        self._file = tempfile.TemporaryFile(buffering=0) if self._remote else open(self._path, "ab", 0)  # noqa: SIM115
+        self._unwritten, self._failing = kept.encode() if self._remote else b"", False
         self._uploaded = time.monotonic()
         self._bar = tqdm(initial=start.step, total=total, unit="step") if sys.stderr.isatty() else None
         self._total = total
@@ -47,18 +48,17 @@ class MetricsLog:
         self.close()
 
     def write(self, metrics: dict[str, Any]) -> None:
-        """Keep one line; `step` must be among the keys."""
-        self._file.write(json.dumps(metrics) + "\n")
-        self._file.flush()
-        if self._remote and time.monotonic() - self._uploaded > REMOTE_SECONDS:
-            self._upload()
+        """Keep one line; `step` must be among the keys. What cannot be written waits for the next, and that is said."""
+        self._unwritten += json.dumps(metrics).encode() + b"\n"
+        self._flush(upload=time.monotonic() - self._uploaded > REMOTE_SECONDS)
         for sink in self._sinks:
             sink(metrics)
         self._show(metrics)
 
     def say(self, line: str) -> None:
         """Print a line without breaking the bar."""
-        tqdm.write(line) if self._bar is not None else print(line, flush=True)
+        with contextlib.suppress(OSError):  # stdout on a full disk
+            tqdm.write(line) if self._bar is not None else print(line, flush=True)
 
     def _show(self, metrics: dict[str, Any]) -> None:
         if "skipped" in metrics:
@@ -76,15 +76,26 @@ class MetricsLog:
                 f"  {metrics['pairs_per_second']:.1f} pairs/s  {metrics['step_time']:.3f} s"
             )
 
-    def _upload(self) -> None:
-        self._file.seek(0)
-        self._path.write_text(self._file.read())
-        self._uploaded = time.monotonic()
+    def _flush(self, *, upload: bool) -> None:
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+            if self._remote and upload:
+                self._uploaded = time.monotonic()
+                self._file.seek(0)
+                self._path.write_bytes(self._file.read())
+        except Exception as error:  # a bucket's client has errors of its own
+            if not self._failing:
+                self.say(f"warning: {self._path} cannot be written ({error}); its lines are kept and tried again")
+            self._failing = True
+        else:
+            self._failing = False
 
     def close(self) -> None:
         """Write out what is left."""
-        if self._remote:
-            self._upload()
+        self._flush(upload=True)
+        if self._failing:
+            self.say(f"warning: the last lines of {self._path} are lost")
         self._file.close()
         if self._bar is not None:
             self._bar.close()

@@ -43,8 +43,13 @@ class NonFinite:
         if jax.process_index() != 0:
             return
         line = {"step": step, **{name: str(values[name]) for name in NUMBERS}, "pairs": pairs, "skipped": skipped}
-        before = self._path.read_text() if self._path.exists() else ""
-        write_atomically(self._path, before + json.dumps(line) + "\n")
+        try:
+            before = self._path.read_text() if self._path.exists() else ""
+            write_atomically(self._path, before + json.dumps(line) + "\n")
+        except OSError as error:
+            print(
+                f"warning: {self._path} cannot be written ({error}); its line would be {json.dumps(line)}", flush=True
+            )
 
     def _message(self, step: int, values: dict[str, float], pairs: list[str]) -> str:
         numbers = "loss {loss}, gradient norm {grad_norm}, parameter norm {param_norm}".format(**values)
