@@ -146,8 +146,8 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     then, data = before["data"]["train"], now["data"]["train"]
     if then["fingerprint"] != data["fingerprint"]:
         found.append(
-            f"other data or tokens ({then['kept']} pairs, fingerprint {then['fingerprint'][:12]}; now "
-            f"{data['kept']}, {data['fingerprint'][:12]})"
+            f"other data or tokens than --data.train={now['config']['data']['train']} gives now ({then['kept']} pairs, "
+            f"fingerprint {then['fingerprint'][:12]}; now {data['kept']}, {data['fingerprint'][:12]})"
         )
     for part in ("tokenizer", "model"):
         keys = sorted(set(before[part]) | set(now[part]))

@@ -9,6 +9,7 @@ from absl import flags
 from runs import call, full_disk, make_pairs, make_world, run, write_lines
 
 from easyrm import flags as run_flags
+from easyrm import run as runs_of_easyrm
 from easyrm.errors import InputError
 from easyrm.training.program import Program
 
@@ -66,9 +67,17 @@ def test_files(refused, tmp_path):
     refused("not the record of a run", output_dir=str(tmp_path / "other"))
 
 
-def test_a_disk_that_is_full(refused):
-    with full_disk(5000):
-        refused(r"--output_dir=.*run cannot be written \(.*too large.*free space, or choose another directory")
+def test_a_disk_that_is_full(refused, monkeypatch):
+    with full_disk(100):
+        refused("its tokens cannot be kept in .*free space there, or set TMPDIR")
+    write = runs_of_easyrm.write_tokenizer
+
+    def on_a_full_disk(*arguments):
+        with full_disk(100):
+            write(*arguments)
+
+    monkeypatch.setattr(runs_of_easyrm, "write_tokenizer", on_a_full_disk)
+    refused(r"--output_dir=.*run cannot be written \(.*too large.*free space, or choose another directory")
 
 
 def test_data(refused, tmp_path):

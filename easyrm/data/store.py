@@ -105,11 +105,17 @@ def build_store(
     `max_length` tokens.
     """
     encode, writer = Encoder(tokenizer, config, scoring), _Writer(config, scoring, log)
-    for path in sources.resolve(spec, writer.retried):
-        writer.files.append(path)
-        for record in encode(sources.read_one(path, writer.retried)):
-            writer.add(record)
-    return writer.finish(spec, encode.examples)
+    try:
+        for path in sources.resolve(spec, writer.retried):
+            writer.files.append(path)
+            for record in encode(sources.read_one(path, writer.retried)):
+                writer.add(record)
+        return writer.finish(spec, encode.examples)
+    except OSError as error:  # the readers make InputError of theirs
+        raise InputError(
+            f"data {spec}: its tokens cannot be kept in {tempfile.gettempdir()} ({error}); free space there, or set "
+            "TMPDIR to a directory with more"
+        ) from error
 
 
 class _Writer:
