@@ -7,6 +7,7 @@ from typing import Any
 
 from easyrm import __version__, peers
 from easyrm.errors import InputError
+from easyrm.redact import redact
 
 _SHOWN = 8  # differences that a message names
 _WIDTH = 40  # characters of a value that a message shows
@@ -39,7 +40,7 @@ def differences(everyone: list[dict[str, Any]]) -> list[str]:
     for name in dict.fromkeys(name for facts in everyone for name in facts):
         holders: dict[str, list[int]] = {}
         for index, facts in enumerate(everyone):
-            text = json.dumps(facts[name], ensure_ascii=False) if name in facts else "absent"
+            text = redact(json.dumps(facts[name], ensure_ascii=False)) if name in facts else "absent"
             holders.setdefault(text, []).append(index)
         if len(holders) > 1:
             same = [len(set(characters)) == 1 for characters in zip(*(holders.keys() - {"absent"}), strict=False)]

@@ -1,6 +1,7 @@
 """The configuration of a run: every flag of train_rm with its default, and the recipes that set them."""
 
 import dataclasses
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ class RunConfig:
                 "give epochs above 0 or steps above 0"
             )
         for name, least in _LEAST.items():
-            if not getattr(self, name) >= least:
+            if not least <= getattr(self, name) < math.inf:
                 raise InputError(f"--{name}={getattr(self, name)}: choose {least} or more")
         if self.on_nonfinite not in ("stop", "skip"):
             raise InputError(f"--on_nonfinite={self.on_nonfinite}: choose stop or skip")

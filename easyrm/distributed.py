@@ -61,10 +61,12 @@ def start_distributed(mode: str, timeout: float = 300) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line, without secrets, on process 0 alone. A log that takes no more, on a full disk, ends no run."""
-    if jax.process_index() == 0:
-        with contextlib.suppress(OSError):
+    """Print a line, without secrets, on process 0, and a warning on any. A log on a full disk ends no run."""
+    with contextlib.suppress(OSError):
+        if jax.process_index() == 0:
             print(redact(line), flush=True)
+        elif line.startswith("warning: "):
+            print(redact(f"easyrm: {peers.prefix()}{line}"), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,10 @@
-"""Writing a small file so that a reader, or the next start, finds the old one or the new one and never half of it."""
+"""Small files that hold JSON or text: written whole or not at all, and their checksums."""
 
+import contextlib
+import hashlib
+import json
 import os
-import tempfile
+from typing import Any
 
 from etils import epath
 
@@ -11,18 +14,19 @@ def write_atomically(path: epath.Path, text: str) -> None:
     if "://" in str(path):
         path.write_text(text)
         return
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    beside = path.with_name(f".{path.name}.unfinished")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
+        with open(beside, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(beside, 0o666 & ~_UMASK)
         os.replace(beside, path)
     except BaseException:
-        os.unlink(beside)
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
         raise
 
 
-_UMASK = os.umask(0)  # mkstemp gives its files to their owner alone; there is no way but this to read the umask
-os.umask(_UMASK)
+def sha256_of(values: dict[str, Any]) -> str:
+    """Of plain values: the same before they were written as JSON and after."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -15,7 +15,7 @@ from easyrm.config import RunConfig
 from easyrm.data.template import TEMPLATE_HASH
 from easyrm.data.tokenizer import Tokenizer, load_tokenizer
 from easyrm.errors import InputError
-from easyrm.files import write_atomically
+from easyrm.files import sha256_of, write_atomically
 from easyrm.hf.source import ModelSource
 from easyrm.hf.tokenizer import check_tokenizer, write_tokenizer
 from easyrm.redact import redact_tree
@@ -69,9 +69,9 @@ def check_output_dir(config: RunConfig, say: Callable[[str], None]) -> epath.Pat
     directory = epath.Path(config.output_dir)
     if directory.exists() and not directory.is_dir():
         raise InputError(f"--output_dir={directory}: a file is in the way; name a directory")
-    if (directory / "config.json").exists():
+    if (found := find_record(directory)) is not None:
         # The record holds no secrets; what is compared, and printed where it differs, holds none either.
-        before, now = (flatten(redact_tree(found)) for found in (read_record(directory)["config"], config.to_dict()))
+        before, now = (flatten(redact_tree(tree)) for tree in (found["config"], config.to_dict()))
         changed = [name for name in now if name not in MAY_CHANGE and before.get(name) != now[name]]
         what = [f"--{name}={now[name]} (there: {before.get(name)})" for name in changed]
         _refuse_changes(config, f"a run of another configuration: {', '.join(what)}" if what else "", say)
@@ -120,8 +120,8 @@ def open_run(
     Raises InputError where the directory's run was made of other data, tokens or model shapes, unless
     --allow_config_change, and where the written tokenizer differs.
     """
-    if (directory / "config.json").exists():
-        _refuse_changes(config, _differences(read_record(directory), record), say)
+    if (found := find_record(directory)) is not None:
+        _refuse_changes(config, _differences(found, record), say)
     if jax.process_index() == 0:
         try:
             _write(directory, record, tokenizer, examples)
@@ -137,7 +137,7 @@ def _write(directory: epath.Path, record: dict[str, Any], tokenizer: Tokenizer, 
     write_tokenizer(tokenizer, folder, record["config"]["data"]["max_length"])
     check_tokenizer(folder, tokenizer, examples)
     record["tokenizer_files"] = _file_hashes(folder)
-    write_atomically(directory / "config.json", json.dumps({**record, _CHECKSUM: _sha256(record)}, indent=2) + "\n")
+    write_atomically(directory / "config.json", json.dumps({**record, _CHECKSUM: sha256_of(record)}, indent=2) + "\n")
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -170,24 +170,34 @@ def load_run_tokenizer(directory: epath.Path, record: dict[str, Any]) -> Tokeniz
     """The tokenizer that a run left in `directory`. Raises InputError where its files are not those of the record."""
     folder = directory / "tokenizer"
     for name, digest in record.get("tokenizer_files", {}).items():
-        if not (folder / name).exists() or _file_hashes(folder)[name] != digest:
+        if not (folder / name).exists() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
             raise InputError(f"{folder / name}: not the file that the run wrote; start the run's command once more")
     return load_tokenizer(str(folder))
 
 
 def read_record(directory: epath.Path) -> dict[str, Any]:
-    """The record of a run. Raises InputError where there is none or it does not parse."""
+    """The record of a run. Raises InputError where there is none, and as `find_record` does."""
+    record = find_record(directory)
+    if record is None:
+        raise InputError(f"{directory / 'config.json'}: no such file; name the directory of a run")
+    return record
+
+
+def find_record(directory: epath.Path) -> dict[str, Any] | None:
+    """The record of the run in `directory`, of its newest checkpoint where config.json is gone; None where no run is.
+
+    Raises InputError for a config.json that is none, or was changed.
+    """
+    copies = sorted(directory.glob("checkpoints/*/config/metadata"), key=lambda path: path.parts[-3].zfill(20))
+    copies = [copy for copy in copies if copy.parts[-3].isdigit()]
     path = directory / "config.json"
-    try:
-        record = read_object(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; name the directory of a run") from error
+    if not path.exists():
+        return read_object(copies[-1]) if copies else None
+    record = read_object(path)
     if not {"config", "model", "data"} <= set(record):
         raise InputError(f"{path}: not the record of a run of easyrm; name another directory")
-    if record.pop(_CHECKSUM, None) != _sha256(record):
-        raise InputError(
-            f"{path}: changed after the run wrote it; restore it, or remove it and start the run's command once more"
-        )
+    if record.pop(_CHECKSUM, None) != sha256_of(record):
+        raise InputError(f"{path}: changed after the run wrote it; restore it, or remove it: checkpoints hold a copy")
     return record
 
 
@@ -206,10 +216,6 @@ def is_run(path: epath.Path) -> bool:
 
 def _file_hashes(folder: epath.Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
-
-
-def _sha256(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

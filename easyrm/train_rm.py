@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 from etils import epath
+from jax.experimental import multihost_utils
+from safetensors import SafetensorError
 
 from easyrm import run
 from easyrm.agreement import agree, code_version
@@ -35,6 +37,7 @@ from easyrm.training.retention import Retention
 from easyrm.training.save_clock import SaveClock
 from easyrm.training.step import TrainState
 
+_AGAIN = "free space, or mend the bucket, and run the same command again"
 AHEAD = 4  # batches packed before the devices ask for them
 
 
@@ -48,6 +51,7 @@ def train(config: RunConfig) -> None:
     with Interrupt() as interrupt:
         with interrupt.nothing_unsaved("before it started"):
             start_distributed(config.distributed, config.distributed_timeout)
+            interrupt.met()
         with interrupt.nothing_unsaved("before its first step"):
             job = prepare(config)
         with job.checkpoints, job.open_metrics() as log:
@@ -149,7 +153,9 @@ def take_steps(job: Job, log: MetricsLog | QuietLog, interrupt: Interrupt) -> Pr
     profile = Profile(config.profile_steps, job.directory)
     batches = ahead(inputs.train(inputs.order(job.start)), AHEAD)
     try:
-        progress = evaluated(job.start) if job.start.pending_eval else job.start
+        progress = job.start
+        if progress.pending_eval and not (progress := evaluated(progress)).pending_eval:
+            checkpoints.evaluated(progress)
         for step, (indices, batch) in enumerate(batches, job.start.step + 1):
             if interrupt.requested():
                 break
@@ -173,7 +179,7 @@ def take_steps(job: Job, log: MetricsLog | QuietLog, interrupt: Interrupt) -> Pr
     finally:
         batches.close()
     if nonfinite.skipped:
-        say(f"{nonfinite.skipped} updates were skipped for a loss or gradient that was not finite: nonfinite.jsonl")
+        say(f"{nonfinite.skipped} updates were skipped; their pairs, in nonfinite.jsonl, count as trained on below")
     return progress
 
 
@@ -192,10 +198,23 @@ def finish(job: Job, progress: Progress, interrupt: Interrupt) -> None:
     if job.config.export and (export / "config.json").exists():
         say(f"{export} is there already and stays as it is")
     elif job.config.export:
-        with interrupt.nothing_unsaved(f"during the export: {saved}"):
-            export_run(job.state.model, directory, export, dtype=job.config.export_dtype, say=say)
+        _remove_unfinished(export)
+        try:
+            with interrupt.nothing_unsaved(f"during the export: {saved}"):
+                export_run(job.state.model, directory, export, dtype=job.config.export_dtype, say=say)
+        except (OSError, SafetensorError) as error:
+            raise SaveFailed(f"the export to {export} failed ({error}); {saved}; {_AGAIN}") from error
     if newest.step < progress.step:
-        raise SaveFailed(f"the run is trained, but {saved}; free space or mend the bucket and run the same command")
+        raise SaveFailed(f"the run is trained, but {saved}; {_AGAIN}")
+
+
+def _remove_unfinished(export: epath.Path) -> None:
+    # An object store cannot rename: there, a killed export leaves a directory without a config.json.
+    if "://" in str(export):
+        if jax.process_index() == 0:
+            export.rmtree(missing_ok=True)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("easyrm: unfinished export removed")
 
 
 def _last_good(newest: Progress | None) -> str:

@@ -1,6 +1,7 @@
 """A checkpoint is whole, or it is not there: killed, damaged, unwritable, and the ones that stay."""
 
 import contextlib
+import math
 import os
 import random
 import shutil
@@ -121,6 +122,50 @@ def test_a_bucket_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
     assert steps_in(tmp_path) == [1, 2]
 
 
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), RuntimeError("HTTP 503"), MemoryError()])
+def test_what_is_not_known_as_damage_moves_nothing(tmp_path, monkeypatch, error):
+    saved(tmp_path, [1, 2])
+    with opened(tmp_path) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "restore", lambda *_, **__: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)):
+            checkpoints.restore(abstract_of(state_of(0)))
+    assert steps_in(tmp_path) == [1, 2]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_where_no_step_is_whole_nothing_begins_anew(tmp_path):
+    saved(tmp_path, [1])
+    for file in (tmp_path / "checkpoints/1/model").rglob("manifest.ocdbt"):
+        file.write_bytes(b"")
+    with opened(tmp_path) as checkpoints, pytest.raises(InputError, match="no checkpoint is whole"):
+        checkpoints.restore(abstract_of(state_of(0)))
+    with pytest.raises(InputError, match="no checkpoint is whole"):
+        opened(tmp_path)
+
+
+def test_a_save_fails_while_the_bucket_cannot_be_listed(tmp_path, monkeypatch):
+    said = []
+    with opened(tmp_path, said) as checkpoints:
+        checkpoints.save(state_of(1), Progress(1, 10), {})
+        checkpoints.settle()
+        with full_disk(300), monkeypatch.context() as patch:
+            patch.setattr(checkpoints._manager, "reload", lambda: (_ for _ in ()).throw(OSError("bucket away")))
+            checkpoints.save(state_of(2), Progress(2, 20), {})
+            checkpoints.settle()
+        checkpoints.save(state_of(3), Progress(3, 30), {})
+    assert len(said) == 1 and {1, 3} <= set(steps_in(tmp_path))
+
+
+def test_a_pending_evaluation_is_noted_in_the_step(tmp_path):
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(state_of(1), Progress(1, 10, pending_eval=True), {})
+        checkpoints.settle()
+        checkpoints.evaluated(Progress(1, 10, metrics={"eval/accuracy": 0.75}))
+    with opened(tmp_path) as checkpoints:
+        _, progress = checkpoints.restore(abstract_of(state_of(0)))
+    assert progress == Progress(1, 10, metrics={"eval/accuracy": 0.75})
+
+
 def test_another_model_is_refused_and_left_alone(tmp_path):
     saved(tmp_path, [1])
     other = state_of(0)
@@ -166,7 +211,7 @@ def test_strict_saves(tmp_path):
 
 
 def test_retention(tmp_path):
-    scores = {2: 0.5, 3: 0.9, 5: 0.9, 6: 0.1}
+    scores = {1: math.nan, 2: 0.5, 3: 0.9, 4: math.nan, 5: 0.9, 6: 0.1}
     metrics = {step: {"eval/accuracy": score, "eval/loss": score} for step, score in scores.items()}
     saved(tmp_path / "accuracy", range(1, 9), metrics, newest=2, best=2, every=4)
     assert steps_in(tmp_path / "accuracy") == [3, 4, 5, 7, 8]
@@ -182,6 +227,7 @@ def test_a_step_that_is_being_read_stays(tmp_path):
     folder = readers_of(tmp_path / "checkpoints")
     folder.mkdir()
     (folder / "1-somebody").touch()
+    (folder / ".DS_Store").touch()
     saved(tmp_path, [2, 3], newest=1)
     assert steps_in(tmp_path) == [1, 3]
     old = time.time() - LEASE_SECONDS - 60  # of a reader that was killed
@@ -189,4 +235,4 @@ def test_a_step_that_is_being_read_stays(tmp_path):
     saved(tmp_path, [4], newest=1)
     assert steps_in(tmp_path) == [4]
     restore_model(tmp_path / "checkpoints", 4, abstract_of(state_of(0)).model)
-    assert [path.name for path in folder.iterdir()] == ["1-somebody"]
+    assert sorted(path.name for path in folder.iterdir()) == [".DS_Store", "1-somebody"]

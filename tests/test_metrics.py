@@ -30,10 +30,12 @@ def test_lines_that_never_fit_are_said_to_be_lost(tmp_path, capsys):
     assert "the last lines of" in capsys.readouterr().out
 
 
-def test_what_a_resumed_run_keeps(tmp_path):
+def test_what_a_resumed_run_keeps(tmp_path, capsys):
     lines = [line(1), line(2, **{"eval/loss": 1.0}), {"step": 2, "loss": 1.0}, line(3)]
     for pending, kept in ((False, lines[:3]), (True, [lines[0], lines[2]])):
-        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"step": 4, "lo')
+        broken = '\0\0\0\n[1]\n{"step": 4, "lo'
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + broken)
         with MetricsLog(tmp_path, start=Progress(2, 8, pending_eval=pending), total=9):
             pass
         assert lines_of(tmp_path) == kept
+        assert "2 lines are not JSON objects of a step" in capsys.readouterr().out

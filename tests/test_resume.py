@@ -159,6 +159,20 @@ def test_what_changed_is_named(world, tmp_path):
         run(settings)
 
 
+def test_without_config_json_a_checkpoint_says_what_run_it_is(world, tmp_path):
+    settings, _ = world
+    settings = {**settings, "output_dir": str(tmp_path), "total_steps": 2, "mesh_dim": "1,1,1"}
+    run(settings)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(InputError, match=r"another configuration: --seed=1 \(there: 0\)"):
+        run({**settings, "seed": 1})
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(Path(settings["data.train"]).read_text().splitlines(True)[1:]))
+    with pytest.raises(InputError, match="other data"):
+        run({**settings, "data.train": str(other)})
+    assert len(run(settings)) == 2 and (tmp_path / "config.json").exists()
+
+
 def test_lines_after_the_last_checkpoint_are_written_anew(world, tmp_path, monkeypatch):
     """A machine that goes away at step 6 leaves the checkpoint of step 4 and six lines."""
     settings, whole = world

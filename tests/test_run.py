@@ -1,12 +1,16 @@
 """A run from end to end: what it writes, what it counts, and that each knob does something."""
 
+import contextlib
 import json
+import os
 
 import numpy as np
 import pytest
-from runs import call, lines_of, make_pairs, make_world, run, write_lines
+from runs import call, full_disk, lines_of, make_pairs, make_world, run, write_lines
 
-from easyrm.errors import InputError
+from easyrm import train_rm
+from easyrm.errors import InputError, SaveFailed
+from easyrm.training.checkpoint import Checkpoints
 
 KEYS = {
     "step", "loss", "accuracy", "chosen_reward_mean", "rejected_reward_mean", "chosen_reward_std",
@@ -162,3 +166,29 @@ def test_real_pairs_train_without_a_warning(shared, tmp_path):
     report = json.loads((tmp_path / "config.json").read_text())["data"]["train"]
     assert report["read"] == 4408 == report["kept"] + sum(report["dropped"].values())
     assert len(lines_of(tmp_path)) == 3
+
+
+def test_a_disk_that_fills_at_the_end_is_said_and_the_command_finishes_later(world, tmp_path, monkeypatch):
+    """Neither the last save nor the export can be written; the run ends with one line, and resumes."""
+    settings, lines, _ = world
+    settings = {**settings, "eval_freq": 4, "save_freq": 5, "export": True, "output_dir": str(tmp_path)}
+    save = Checkpoints.save
+
+    def save_on_a_full_disk(self, state, progress, record):
+        limit = full_disk(300) if progress.step == 6 else contextlib.nullcontext()
+        with limit:
+            save(self, state, progress, record)
+            self.settle()
+
+    full = os.open("/dev/full", os.O_WRONLY)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_on_a_full_disk)
+        patch.setattr(train_rm, "export_run", lambda *_, **__: os.write(full, b"x"))
+        with pytest.raises(SaveFailed, match=r"the export to .* failed .*saved after step 5 of 6.*step 6 is not"):
+            run(settings)
+        patch.setattr(train_rm, "export_run", lambda *_, **__: None)
+        with pytest.raises(SaveFailed, match=r"the run is trained, but saved after step 5 of 6"):
+            run(settings)
+    again = run(settings)
+    assert [line["loss"] for line in again if "loss" in line] == [line["loss"] for line in lines if "loss" in line]
+    assert (tmp_path / "export" / "config.json").exists()

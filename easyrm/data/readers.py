@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from easyrm.data.retry import Progress, Unreachable, one_line, reaching
+from easyrm.data.retry import Position, Unreachable, one_line, reaching
 from easyrm.errors import InputError
 
 MAX_LINE_BYTES = 64 * 2**20
@@ -36,7 +36,7 @@ class Record(NamedTuple):
         return f"{self.file}:{self.line}"
 
 
-def read_json_lines(path: str, done: Progress) -> Iterator[Record]:
+def read_json_lines(path: str, done: Position) -> Iterator[Record]:
     """The records behind `done`; a blank line counts as a line but is no record.
 
     A line that is not JSON, or is longer than MAX_LINE_BYTES, is a Record with `error`. Raises InputError for a
@@ -66,7 +66,7 @@ def read_json_lines(path: str, done: Progress) -> Iterator[Record]:
         raise Unreachable from EOFError(f"it ended after {done.offset} of {done.version[0]} bytes")
 
 
-def read_parquet(path: str, done: Progress) -> Iterator[Record]:
+def read_parquet(path: str, done: Position) -> Iterator[Record]:
     """The rows behind `done`; one with a value that cannot be decoded is a Record with `error`. Raises as above."""
     import pyarrow
     import pyarrow.parquet
@@ -90,7 +90,7 @@ def read_parquet(path: str, done: Progress) -> Iterator[Record]:
     _check_version(path, done)
 
 
-def read_hub(name: str, done: Progress) -> Iterator[Record]:
+def read_hub(name: str, done: Position) -> Iterator[Record]:
     """The rows of `hf://dataset[:split]` behind `done`.
 
     Raises InputError for a data set or split that is not there and for damaged data, Unreachable where the hub fails.
@@ -148,13 +148,13 @@ class _Storage(io.RawIOBase):
             return self._file.tell()
 
 
-def _open(path: str, done: Progress, stack: contextlib.ExitStack) -> io.BufferedReader:
+def _open(path: str, done: Position, stack: contextlib.ExitStack) -> io.BufferedReader:
     _check_version(path, done)
     with reaching():
         return io.BufferedReader(_Storage(stack.enter_context(epath.Path(path).open("rb"))), _BLOCK)
 
 
-def _check_version(path: str, done: Progress) -> None:
+def _check_version(path: str, done: Position) -> None:
     """Notes size and time of the file at first, and later raises InputError if they are others."""
     with reaching():
         stat = epath.Path(path).stat()
@@ -168,7 +168,7 @@ def _check_version(path: str, done: Progress) -> None:
         )
 
 
-def _corrupted(path: str, done: Progress, place: str, error: Exception) -> InputError:
+def _corrupted(path: str, done: Position, place: str, error: Exception) -> InputError:
     _check_version(path, done)
     return InputError(f"data {path}: corrupted after {place} ({one_line(error)}); fetch the file again")
 

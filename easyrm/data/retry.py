@@ -22,7 +22,7 @@ class Unreachable(Exception):
 
 
 @dataclasses.dataclass
-class Progress:
+class Position:
     """How far a source has been given out: the next attempt goes on behind `line`.
 
     `offset` is the byte where that line ends (decompressed), `version` what the file was when its reading began.
@@ -44,13 +44,13 @@ def reaching(*passed: type[Exception]) -> Iterator[None]:
         raise Unreachable from error
 
 
-def steadily(name: str, attempt: Callable[[Progress], Iterator[_T]], on_retry: Callable[[str], None]) -> Iterator[_T]:
+def steadily(name: str, attempt: Callable[[Position], Iterator[_T]], on_retry: Callable[[str], None]) -> Iterator[_T]:
     """What `attempt` gives, started again behind the last line given wherever it raises Unreachable.
 
     `on_retry` hears of each further try. Raises InputError for a cause that waiting cannot mend (no such file, no
     permission), and after TRIES tries in a row without a new line.
     """
-    done, tries = Progress(), 0
+    done, tries = Position(), 0
     while True:
         before = done.line
         try:

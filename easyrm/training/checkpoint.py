@@ -5,7 +5,7 @@ Every step carries a digest of each array and of its own small record, so that n
 
 import contextlib
 import dataclasses
-import hashlib
+import gc
 import json
 import logging
 import sys
@@ -20,13 +20,25 @@ from etils import epath
 
 from easyrm.digests import digests
 from easyrm.errors import InputError, SaveFailed
+from easyrm.files import sha256_of, write_atomically
 from easyrm.sharding import path_name
 from easyrm.training.progress import Progress
 from easyrm.training.retention import Retention, readers_of
 from easyrm.training.step import TrainState
 
-_NOT_DAMAGE = (PermissionError, TimeoutError, ConnectionError, MemoryError, InputError)
-_NOT_DAMAGE_CODES = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED")
+# What reading a damaged step raises. All else, such as a bucket's own errors, leaves the step where it is.
+_DAMAGE = (FileNotFoundError, NotADirectoryError, EOFError, LookupError, TypeError, AttributeError, ValueError)
+_NOT_DAMAGE_CODES = (
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "CANCELLED",
+    "ABORTED",
+    "INTERNAL",
+    "UNKNOWN",
+)
 
 
 class _Damaged(ValueError):
@@ -63,6 +75,7 @@ class Checkpoints:
                 self._records[step] = _read_record(self._manager, step)
             except Exception as error:
                 self._set_aside(step, error)
+        self._refuse_a_new_beginning()
         retention.follow(self._directory, lambda step: self._records[step]["metrics"] if step in self._records else {})
 
     def __enter__(self):
@@ -73,7 +86,10 @@ class Checkpoints:
         try:
             self.settle()
         finally:
-            self._manager.close()
+            try:
+                self._manager.close()
+            except Exception as error:  # Orbax may raise once more what `settle` has told
+                self._say(f"warning: closing the checkpoints: {_reason(error)}")
 
     def newest(self) -> Progress | None:
         """Where the newest complete step stands, or None."""
@@ -95,21 +111,28 @@ class Checkpoints:
             return
         trees = {"model": state.model, "optimizer": state.optimizer}
         values = {**dataclasses.asdict(progress), "arrays": _described(trees)}
-        self._records[step] = dict(values)  # before the save, for what is kept is decided in it
-        values["sha256"] = _sha256(values)
+        self._writing, self._records[step] = step, values  # before the save, for what is kept is decided in it
         try:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
-                    stream=ocp.args.JsonSave(values),
+                    stream=ocp.args.JsonSave({**values, "sha256": sha256_of(values)}),
                     config=ocp.args.JsonSave(record),
                 ),
                 force=True,
             )
-            self._writing = step
         except Exception as error:
+            self._writing = None
             self._failed(step, error)
+
+    def evaluated(self, progress: Progress) -> None:
+        """Note the figures of a step whose evaluation was pending when it was saved."""
+        record = {**self._records[progress.step], "pending_eval": False, "metrics": progress.metrics}
+        self._records[progress.step] = record
+        if jax.process_index() == 0:
+            text = json.dumps({**record, "sha256": sha256_of(record)})
+            write_atomically(self._directory / str(progress.step) / "stream" / "metadata", text)
 
     def settle(self) -> None:
         """Wait until nothing is being written. Raises SaveFailed where that failed and `strict`."""
@@ -119,18 +142,23 @@ class Checkpoints:
         except Exception as error:
             self._failed(step, error)
 
-    def _failed(self, step: int, error: Exception) -> None:
+    def _failed(self, step: int | None, error: Exception) -> None:
         self._records.pop(step, None)
-        if jax.process_count() == 1:  # with more, others may still be writing there; the next start removes it
-            for path in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
-                path.rmtree(missing_ok=True)
-        self._manager.reload()
+        with contextlib.suppress(Exception):  # a bucket that is away; what is left, the next start removes
+            if jax.process_count() == 1:  # with more, others may still be writing there
+                for path in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+                    path.rmtree(missing_ok=True)
+        with contextlib.suppress(Exception):
+            self._manager.reload()
         newest = self.newest()
         before = f"the newest complete one is step {newest.step}" if newest else "there is no complete one yet"
-        message = f"the checkpoint of step {step} was not written ({_reason(error)}); {before}"
+        name = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+        message = f"{name} was not written ({_reason(error)}); {before}"
         if self._strict:
             raise SaveFailed(f"{message}; --strict_saves ends the run") from error
         self._say(f"warning: {message}; training goes on to the next save")
+        error.__traceback__ = None  # it holds arrays and coroutines of the failed save
+        gc.collect()
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Progress] | None:
         """(state, progress) of the newest step that is whole, on whatever mesh `abstract` names; None without one.
@@ -147,7 +175,15 @@ class Checkpoints:
             else:
                 sound = jax.device_put(True, abstract.sound.sharding)
                 return TrainState(found["model"], found["optimizer"], sound), newest
+        self._refuse_a_new_beginning()
         return None
+
+    def _refuse_a_new_beginning(self) -> None:
+        if not self._records and any(self._directory.glob("damaged-*")):
+            raise InputError(
+                f"{self._directory}: no checkpoint is whole, those that are damaged are set aside as damaged-*; bring "
+                "one back, choose another --output_dir, or remove them to begin anew"
+            )
 
     def _set_aside(self, step: int, error: Exception) -> None:
         if not _is_damage(error):
@@ -155,7 +191,7 @@ class Checkpoints:
         self._records.pop(step, None)
         taken = sum(1 for _ in self._directory.glob(f"damaged-{step}*"))
         aside = self._directory / (f"damaged-{step}" + (f"-{taken + 1}" if taken else ""))
-        if jax.process_index() == 0:
+        with contextlib.suppress(FileNotFoundError):  # another process did it
             (self._directory / str(step)).rename(aside)
         message = f"the checkpoint of step {step} is damaged ({_reason(error)}); it is set aside as {aside.name}"
         if jax.process_count() > 1:  # the others may be waiting for this process inside Orbax
@@ -176,8 +212,7 @@ def restore_model(directory: str | epath.Path, step: int | None, model: Any) -> 
         steps = sorted(manager.all_steps())
         if not steps or step not in (None, *steps):
             there = f"complete steps are {steps}" if steps else "it holds no complete step"
-            wanted = "" if step is None else f" has no step {step};"
-            raise InputError(f"{directory}{wanted} {there}".replace("; it holds", ": it holds"))
+            raise InputError(f"{directory}{'' if step is None else f' has no step {step}'}: {there}")
         step = steps[-1] if step is None else step
         with _reading(directory, step):
             try:
@@ -200,18 +235,19 @@ def _reading(directory: epath.Path, step: int) -> Iterator[None]:
     try:
         lease.parent.mkdir(exist_ok=True)
         lease.write_text(f"{time.time():.0f}")
-    except OSError:
+    except Exception:  # a bucket's client has errors of its own
         lease = None
     try:
         yield
     finally:
-        if lease is not None:
-            lease.unlink(missing_ok=True)
+        with contextlib.suppress(Exception):
+            if lease is not None:
+                lease.unlink(missing_ok=True)
 
 
 def _read_record(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     record = manager.restore(step, args=ocp.args.Composite(stream=ocp.args.JsonRestore())).stream
-    if not isinstance(record, dict) or record.pop("sha256", None) != _sha256(record) or record["step"] != step:
+    if not isinstance(record, dict) or record.pop("sha256", None) != sha256_of(record) or record["step"] != step:
         raise _Damaged("its record does not match its checksum")
     return record
 
@@ -248,13 +284,10 @@ def _kinds(trees: dict[str, Any]) -> dict[str, list]:
     }
 
 
-def _sha256(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
 def _is_damage(error: Exception) -> bool:
     """Whether the step itself is to blame, rather than a bucket that does not answer or a lack of memory."""
-    return not isinstance(error, _NOT_DAMAGE) and not any(code in str(error) for code in _NOT_DAMAGE_CODES)
+    codes = any(str(error).startswith(code) for code in _NOT_DAMAGE_CODES)
+    return isinstance(error, _DAMAGE) and not isinstance(error, InputError) and not codes
 
 
 def _reason(error: Exception) -> str:
@@ -265,9 +298,10 @@ def _reason(error: Exception) -> str:
 def _quiet_orbax() -> None:
     """Keep what Orbax logs and drops on the way to a failed save, hundreds of lines, from what is told in one."""
     orbax = str(epath.Path(ocp.__file__).parent)
-    if logging.getLogger("absl").filters:
+    if logging.getLogger("asyncio").filters:
         return
-    logging.getLogger("absl").addFilter(lambda record: not record.pathname.startswith(orbax))
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(lambda record: orbax not in record.pathname + record.getMessage())
     before = sys.unraisablehook
 
     def hook(unraisable):

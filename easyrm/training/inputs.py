@@ -47,8 +47,8 @@ class Inputs:
         # One more shape must save more computing, over the run, than its compilation takes.
         max_shapes = min(MAX_SHAPES, 1 + self.steps // STEPS_A_SHAPE)
         # A run that goes on has the shapes that it began with, unless its batches have come to begin elsewhere.
-        began = START if start.position == start.step * self._batch_size else start
-        orders = self._stream.batches(began.position, max(1, self.steps - began.step))
+        self._began = START if start.position == start.step * self._batch_size else start
+        orders = self._stream.batches(self._began.position, max(1, self.steps - self._began.step))
         self.train = Batches(pairs, config.data, orders, max_shapes=max_shapes, **layout)
         self.eval = None
         if config.data.eval:
@@ -60,7 +60,8 @@ class Inputs:
 
         Raises Resumable where a run that goes on from there has another number of steps than this one was made for.
         """
-        if _count_steps(self._config, self._stream.n, start) != self.steps:
+        other_steps = _count_steps(self._config, self._stream.n, start) != self.steps
+        if other_steps or start.position < self._began.position:  # rows were planned from there on
             raise Resumable(f"the run goes on from step {start.step} instead; run the same command again")
         return self._stream.batches(start.position, self.steps - start.step)
 

@@ -34,10 +34,16 @@ class Interrupt:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def met(self) -> None:
+        """All processes have met. JAX has put its own handler for SIGTERM in place; one process alone never asks it."""
+        if jax.process_count() == 1:
+            for number in _NUMBERS:
+                signal.signal(number, self._note)
+
     def _note(self, number, _):
         if self.signal is not None:
             os._exit(128 + number)
-        if jax.distributed.is_initialized():  # SIGINT, for JAX has put its own handler in place for SIGTERM
+        if jax.distributed.is_initialized() and jax.process_count() > 1:  # SIGINT: SIGTERM is JAX's then
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
         if self._safe is not None:
@@ -50,15 +56,13 @@ class Interrupt:
     def nothing_unsaved(self, where: str) -> Iterator[None]:
         """Inside, a signal stops the run at once: raises Resumable, whose message says `where` it was stopped.
 
-        With several processes they stop together, when all have come to the end of this.
+        With several processes they stop together, at the next call of `requested`.
         """
         self._safe = where
         if self.signal is not None:
             raise Resumable(self._message())
         try:
             yield
-            if jax.process_count() > 1 and self.requested():
-                raise Resumable(self._message())
         finally:
             self._safe = None
 
@@ -68,6 +72,4 @@ class Interrupt:
             self._calls += 1
             if multihost_utils.reached_preemption_sync_point(self._calls):
                 self.signal = signal.SIGTERM
-                for number in _NUMBERS:  # the second one is ours
-                    signal.signal(number, self._note)
         return self.signal is not None

@@ -30,7 +30,8 @@ class MetricsLog:
 
     def __init__(self, directory: epath.Path, *, start: Progress, total: int, sinks: Sequence[Sink] = ()):
         self._path = directory / "metrics.jsonl"
-        kept = "".join(line for line in _lines(self._path) if _precedes(json.loads(line), start))
+        lines, broken = _lines(self._path)
+        kept = "".join(text for text, line in lines if _precedes(line, start))
         write_atomically(self._path, kept)
         self._remote = "://" in str(directory)
         # Unbuffered: what a full disk does not take is known, and tried again with the next line.
@@ -39,6 +40,8 @@ class MetricsLog:
         self._uploaded = time.monotonic()
         self._bar = tqdm(initial=start.step, total=total, unit="step") if sys.stderr.isatty() else None
         self._total = total
+        if broken:
+            self.say(f"warning: {self._path}: {broken} lines are not JSON objects of a step and are left out")
         self._sinks = sinks
 
     def __enter__(self):
@@ -130,7 +133,7 @@ def open_metrics(
 
 def read_metrics(directory: epath.Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, in order; empty where there is none."""
-    return [json.loads(line) for line in _lines(directory / "metrics.jsonl")]
+    return [line for _, line in _lines(directory / "metrics.jsonl")[0]]
 
 
 def _precedes(line: dict[str, Any], start: Progress) -> bool:
@@ -138,9 +141,19 @@ def _precedes(line: dict[str, Any], start: Progress) -> bool:
     return line["step"] < start.step + ("eval/loss" not in line or not start.pending_eval)
 
 
-def _lines(path: epath.Path) -> list[str]:
-    # A line without its newline was being written when the machine went away.
-    return [line for line in path.read_text().splitlines(True) if line.endswith("\n")] if path.exists() else []
+def _lines(path: epath.Path) -> tuple[list[tuple[str, dict[str, Any]]], int]:
+    """([(text, object)], how many lines are broken); a last one without its newline was being written and is none."""
+    found, broken = [], 0
+    for text in path.read_bytes().decode(errors="replace").splitlines(True) if path.exists() else []:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if text.endswith("\n") and isinstance(line, dict) and isinstance(line.get("step"), int):
+            found.append((text, line))
+        else:
+            broken += text.endswith("\n")
+    return found, broken
 
 
 def _tensorboard_sink(directory: epath.Path):

@@ -10,6 +10,7 @@ from etils import epath
 from easyrm.errors import NonFiniteLoss
 from easyrm.files import write_atomically
 
+_SHOWN = 8  # pairs that a message names
 NUMBERS = ("loss", "grad_norm", "param_norm")
 
 
@@ -53,8 +54,7 @@ class NonFinite:
 
     def _message(self, step: int, values: dict[str, float], pairs: list[str]) -> str:
         numbers = "loss {loss}, gradient norm {grad_norm}, parameter norm {param_norm}".format(**values)
-        row = f", the {self._in_a_row}th such step in a row" if self._skip and self._in_a_row > 1 else ""
-        return (
-            f"step {step}: {numbers}{row}; lower --optimizer.lr, look at its pairs ({', '.join(pairs)}), or leave such "
-            "updates out with --on_nonfinite=skip"
-        )
+        row = f", number {self._in_a_row} such step in a row" if self._in_a_row > 1 else ""
+        shown = ", ".join(pairs[:_SHOWN]) + (f" and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else "")
+        allow = "raise --max_nonfinite" if self._skip else "leave such updates out with --on_nonfinite=skip"
+        return f"step {step}: {numbers}{row}; lower --optimizer.lr, look at its pairs ({shown}), or {allow}"

@@ -68,6 +68,5 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         ),
         mu_dtype=jnp.bfloat16 if config.mu_dtype == "bf16" else None,
     )
-    if not config.clip_norm:
-        return adam
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+    # One chain with and without a bound, so that their states have one form.
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(), adam)

@@ -1,5 +1,7 @@
 """Which checkpoints of a run stay."""
 
+import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,7 +32,7 @@ class Retention:
         steps = [checkpoint.step for checkpoint in checkpoints]
         kept = set(steps[-self._newest :]) | {step for step in steps if self._every and step % self._every == 0}
         sign = -1 if self._metric.endswith("loss") else 1
-        scored = [step for step in steps if self._metric in self._metrics(step)]
+        scored = [step for step in steps if math.isfinite(self._metrics(step).get(self._metric, math.nan))]
         by_score = sorted(scored, key=lambda step: (sign * self._metrics(step)[self._metric], step), reverse=True)
         kept |= set(by_score[: self._best]) | self._in_use()
         return [step in kept for step in steps]
@@ -38,8 +40,12 @@ class Retention:
     def _in_use(self) -> set[int]:
         if self._directory is None or not (folder := readers_of(self._directory)).exists():
             return set()
-        since = time.time() - LEASE_SECONDS
-        return {int(lease.name.split("-")[0]) for lease in folder.iterdir() if lease.stat().mtime > since}
+        found = set()
+        for lease in folder.iterdir():
+            with contextlib.suppress(OSError, ValueError):  # gone meanwhile, or not a lease
+                step = int(lease.name.split("-")[0])
+                found |= {step} if lease.stat().mtime > time.time() - LEASE_SECONDS else set()
+        return found
 
 
 def readers_of(directory: epath.Path) -> epath.Path:
