@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -68,6 +69,19 @@ def test_while_it_evaluates(world, tmp_path):
     assert "saved after step 2 of 4" in err and "Traceback" not in err
     assert newest(tmp_path).step == 2 and newest(tmp_path).pending_eval
     assert [line["step"] for line in run(settings) if "eval/loss" in line] == [2, 4]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_process_under_the_distributed_runtime(world, tmp_path, number):
+    """As on a TPU VM of one host, where JAX's preemption service takes SIGTERM and nobody asks it."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    settings = {**world, "output_dir": str(tmp_path), "total_steps": 2000, "data.eval": "", "export": False}
+    alone = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}
+    status, out, err, _ = signalled(settings, "step 3/", number, **alone)
+    assert status == 75, (out, err)
+    assert f"stopped by {number.name}: saved after step" in err and newest(tmp_path).step >= 3
 
 
 def test_while_it_saves(world, tmp_path, monkeypatch):
