@@ -11,8 +11,8 @@ from easyrm.flags import run_command
 from easyrm.hf.export import refuse_existing
 from easyrm.models.config import LlamaConfig
 from easyrm.sharding import make_mesh
-from easyrm.training.checkpoint import restore_model
 from easyrm.training.program import abstract_model
+from easyrm.training.saved_step import restore_model
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "RUN_DIR, or RUN_DIR/checkpoints/STEP; the newest step by default")
 _OUTPUT = flags.DEFINE_string("output", "", "the Hugging Face directory to write; must not exist")

@@ -22,8 +22,8 @@ from easyrm.hf.config import is_classifier
 from easyrm.hf.source import ModelSource
 from easyrm.models.config import LlamaConfig
 from easyrm.models.reward import RewardModel
-from easyrm.training.checkpoint import restore_model
 from easyrm.training.program import abstract_model, compiler_options, make_forward
+from easyrm.training.saved_step import restore_model
 from easyrm.training.step import make_reward_step
 
 _MODEL = flags.DEFINE_string("model", "", "a Hugging Face directory or hub name, or RUN_DIR[/checkpoints/STEP]")

@@ -14,9 +14,10 @@ import pytest
 from runs import full_disk
 
 from easyrm.errors import InputError, SaveFailed
-from easyrm.training.checkpoint import Checkpoints, restore_model
+from easyrm.training.checkpoint import Checkpoints
 from easyrm.training.progress import Progress
 from easyrm.training.retention import LEASE_SECONDS, Retention, readers_of
+from easyrm.training.saved_step import restore_model
 from easyrm.training.step import TrainState
 
 
