@@ -17,7 +17,9 @@ from easyrm.data.tokenizer import load_tokenizer
 from easyrm.distributed import say, start_distributed
 from easyrm.errors import NonFiniteLoss, Resumable, SaveFailed
 from easyrm.export import export_run
+from easyrm.file_digests import recorded_parameters
 from easyrm.flags import define_run_flags, run_command, run_config
+from easyrm.hf.export import digests_as_imported
 from easyrm.hf.source import ModelSource
 from easyrm.planning.search import idle_devices
 from easyrm.planning.workload import demand_of_inputs
@@ -196,7 +198,11 @@ def finish(job: Job, progress: Progress, interrupt: Interrupt) -> None:
     say(job.inputs.account(progress.position))
     export = directory / "export"
     if job.config.export and (export / "config.json").exists():
-        say(f"{export} is there already and stays as it is")
+        same = recorded_parameters(export) == digests_as_imported(job.state.model, job.config.export_dtype)
+        say(
+            f"{export} is there already and stays as it is"
+            + ("" if same else f": not step {steps}; remove it for that")
+        )
     elif job.config.export:
         _remove_unfinished(export)
         try:

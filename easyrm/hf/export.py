@@ -54,7 +54,7 @@ def export(
     output = refuse_existing(output)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("easyrm export: output checked")
-    parameters = _digests_as_imported(params, dtype)
+    parameters = digests_as_imported(params, dtype)
     writes = jax.process_index() == 0
     with _staging(output) if writes else contextlib.nullcontext() as staging:
         for name, tensors in _shards(params, config, dtype, max_shard_bytes, keep=writes):
@@ -132,7 +132,7 @@ def _to_host(leaf: jax.Array, layer: int | None, transposed: bool, dtype: str) -
     return np.ascontiguousarray(tensor.T if transposed else tensor)
 
 
-def _digests_as_imported(params: Any, dtype: str) -> dict[str, str]:
+def digests_as_imported(params: Any, dtype: str) -> dict[str, str]:
     """The digests of the parameters rounded to `dtype` and back in fp32, leaf by leaf: one is held twice at a time."""
     found = {}
     for key, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:

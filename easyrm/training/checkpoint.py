@@ -32,7 +32,7 @@ class Checkpoints:
     """The steps under `directory` (local or gs://); saving is asynchronous, and leaving the context waits for it.
 
     A step is named after the steps of training taken. Steps that were not written to their end do not count; one whose
-    record or arrays are damaged is named, set aside as damaged-STEP, and the one before is taken.
+    record or arrays are damaged is named, set aside in `damaged` beside `directory`, and the one before is taken.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class Checkpoints:
         """`strict`: a save that fails raises SaveFailed; else it is said, and the next save is the next try."""
         self._directory, self._retention, self._strict, self._say = absolute(directory), retention, strict, say
         self._writing: int | None = None
+        self._damaged = self._directory.parent / "damaged"
         _quiet_orbax()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=retention, cleanup_tmp_directories=True, lightweight_initialize=True
@@ -155,21 +156,22 @@ class Checkpoints:
         return None
 
     def _refuse_a_new_beginning(self) -> None:
-        if not self._records and any(self._directory.glob("damaged-*")):
+        if not self._records and self._damaged.exists() and any(self._damaged.iterdir()):
             raise InputError(
-                f"{self._directory}: no checkpoint is whole, those that are damaged are set aside as damaged-*; bring "
-                "one back, choose another --output_dir, or remove them to begin anew"
+                f"{self._directory}: no checkpoint is whole, those that were damaged lie in {self._damaged}; bring one "
+                "back, choose another --output_dir, or remove them to begin anew"
             )
 
     def _set_aside(self, step: int, error: Exception) -> None:
         if not is_damage(error):
             raise error
         self._records.pop(step, None)
-        taken = sum(1 for _ in self._directory.glob(f"damaged-{step}*"))
-        aside = self._directory / (f"damaged-{step}" + (f"-{taken + 1}" if taken else ""))
+        self._damaged.mkdir(exist_ok=True)
+        taken = sum(1 for _ in self._damaged.glob(f"{step}*"))
+        aside = self._damaged / (f"{step}-{taken + 1}" if taken else str(step))
         with contextlib.suppress(FileNotFoundError):  # another process did it
             (self._directory / str(step)).rename(aside)
-        message = f"the checkpoint of step {step} is damaged ({reason_of(error)}); it is set aside as {aside.name}"
+        message = f"the checkpoint of step {step} is damaged ({reason_of(error)}); it is set aside as {aside}"
         if jax.process_count() > 1:  # the others may be waiting for this process inside Orbax
             raise InputError(f"{message}; run the same command again to resume from the one before") from error
         self._manager.reload()
