@@ -166,6 +166,7 @@ def take_steps(job: Job, log: MetricsLog | QuietLog, interrupt: Interrupt) -> Pr
             profile.after(step, metrics)
             report.add(step, metrics, indices, batch)
             progress = job.start.after(step, config.data.batch_size)
+            checkpoints.check()
             if inputs.eval and (step == inputs.steps or _due(step, config.eval_freq)):
                 progress = evaluated(progress)
             if clock.due(step) or (config.keep_best and progress.metrics):
@@ -189,12 +190,12 @@ def finish(job: Job, progress: Progress, interrupt: Interrupt) -> None:
     """Account for the run, and export. Raises Resumable where it was stopped, SaveFailed where its end is not saved."""
     steps, directory = job.inputs.steps, job.directory
     newest = job.checkpoints.newest() or START
-    saved = f"saved after step {newest.step} of {steps} in {directory}" if newest.step else "nothing is saved yet"
+    saved = f"saved after step {newest.step} of {steps} in {directory}" if newest.step else "nothing is saved"
     if newest.step < progress.step:
-        saved += f", step {progress.step} is not, see the warning above"
+        saved += f"; step {progress.step} is not, see the warnings above"
     if progress.step < steps or progress.pending_eval:
         raise Resumable(f"stopped by {interrupt.signal.name}: {saved}; run the same command again to resume")
-    say(f"trained {steps} steps; checkpoint in {directory / 'checkpoints'}")
+    say(f"trained {steps} steps; {saved}")
     say(job.inputs.account(progress.position))
     export = directory / "export"
     if job.config.export and (export / "config.json").exists():

@@ -204,6 +204,18 @@ def test_a_save_that_fails_is_said_and_the_next_one_counts(tmp_path):
     assert progress.step == 3 and same(state, state_of(3))
 
 
+def test_a_save_that_failed_is_told_before_the_next(tmp_path):
+    said = []
+    with opened(tmp_path, said) as checkpoints:
+        with full_disk(300):
+            checkpoints.save(state_of(1), Progress(1, 10), {})
+            until = time.monotonic() + 30
+            while not said and time.monotonic() < until:
+                checkpoints.check()
+                time.sleep(0.01)
+        assert len(said) == 1 and checkpoints.newest() is None
+
+
 def test_strict_saves(tmp_path):
     with opened(tmp_path, strict=True) as checkpoints, full_disk(300):
         checkpoints.save(state_of(1), Progress(1, 10), {})

@@ -111,6 +111,11 @@ class Checkpoints:
         if jax.process_index() == 0:
             rewrite_record(self._directory, record)
 
+    def check(self) -> None:
+        """Tell of a save that has failed since. Raises SaveFailed where `strict`."""
+        if self._writing is not None and not self._manager.is_saving_in_progress():
+            self.settle()
+
     def settle(self) -> None:
         """Wait until nothing is being written. Raises SaveFailed where that failed and `strict`."""
         step, self._writing = self._writing, None
