@@ -5,7 +5,7 @@
 A small run with saves and evaluations, looked at every two seconds. Prints a table over time and one JSON line. The
 first fifth of the steps is warm-up; growth is that of the median from the second fifth to the last, for a save has
 files and threads of its own while it lasts. Exits 1 where resident memory grows by more than 5 %, or descriptors or
-threads by one.
+threads by more than 3: what leaks, leaks at each save or evaluation, of which there are dozens.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from benchmarks.small_run import Child, SmallRun
 
-SECONDS, ROWS, MOST_MEMORY = 2.0, 30, 5.0
+SECONDS, ROWS, MOST_MEMORY, MOST_COUNT = 2.0, 30, 5.0, 3
 
 
 class Sample(NamedTuple):
@@ -97,7 +97,7 @@ def main() -> None:
         )
     result = growth(samples, args.steps)
     print(json.dumps({"steps": args.steps, "samples": len(samples), "growth": result}))
-    if result["rss_percent"] > MOST_MEMORY or max(result["descriptors"], result["threads"]) >= 1:
+    if result["rss_percent"] > MOST_MEMORY or max(result["descriptors"], result["threads"]) > MOST_COUNT:
         sys.exit(1)
 
 
