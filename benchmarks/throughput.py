@@ -25,6 +25,7 @@ from easyrm.flags import run_command
 from easyrm.models.config import SIZES, LlamaConfig
 from easyrm.training.inputs import Inputs
 from easyrm.training.program import Program
+from easyrm.training.progress import START
 
 # hidden/intermediate/layers/heads/kv; the vocabulary is the tokenizer's.
 SHAPES = {"S": (128, 384, 2, 4, 2), "M": (256, 688, 4, 8, 4), "L": (512, 1376, 8, 8, 4), "1B": (2048, 8192, 16, 32, 8)}
@@ -68,7 +69,7 @@ def main() -> None:
     program.compile(inputs.train, quiet)
     compile_s = time.perf_counter() - began
     state, seconds, computed, lengths = program.random_state(), [], 0, []
-    batches = itertools.islice(inputs.train(inputs.order(0)), _STEPS.value + 2)
+    batches = itertools.islice(inputs.train(inputs.order(START)), _STEPS.value + 2)
     for step, (indices, batch) in enumerate(list(batches)):
         began = time.perf_counter()
         state, metrics = program.train_step(state, batch)
