@@ -32,9 +32,10 @@ class Resumable(SystemExit):
 
     STATUS = 75
 
-    def __init__(self, message: str):
+    def __init__(self, message: str, *, at_once: bool = False):
+        """`at_once`: raised in the middle of anything, by a signal; the process ends without Python's own farewell."""
         super().__init__(self.STATUS)
-        self.message = message
+        self.message, self.at_once = message, at_once
 
     def __str__(self) -> str:
         return self.message

@@ -5,7 +5,6 @@ import difflib
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
@@ -84,7 +83,7 @@ def run_command(main: Callable[[], None], define: Callable[[], None] = lambda: N
             for number in (signal.SIGINT, signal.SIGTERM):  # all is done: too late to stop anything
                 signal.signal(number, signal.SIG_IGN)
         except (InputError, NonFiniteLoss, SaveFailed, Resumable) as error:
-            _exit(report(error))
+            _exit(report(error), at_once=isinstance(error, Resumable) and error.at_once)
 
     app.run(call, flags_parser=parse)
 
@@ -108,9 +107,9 @@ def _refuse(message: str) -> None:
     sys.exit(2)
 
 
-def _exit(status: int) -> None:
-    # Python would wait for a program that is still being compiled.
-    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+def _exit(status: int, *, at_once: bool) -> None:
+    # Python would wait for a program that is still being compiled, and XLA may crash where it was interrupted.
+    if at_once:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -62,6 +62,14 @@ def test_while_it_compiles(world, tmp_path, number):
     assert "Traceback" not in err and seconds < 10
 
 
+@pytest.mark.parametrize("wait", [0.0, 0.3, 0.6])
+def test_while_it_makes_the_first_state(world, tmp_path, wait):
+    """XLA was seen to crash in Python's farewell where its own calls were interrupted."""
+    settings = {**world, "output_dir": str(tmp_path), "total_steps": 2000, "data.eval": "", "export": False}
+    status, _, err, _ = signalled(settings, "compiled", wait=wait, JAX_ENABLE_COMPILATION_CACHE="false")
+    assert status == 75 and "Fatal" not in err and len(err.splitlines()) == 1, err
+
+
 def test_while_it_evaluates(world, tmp_path):
     settings = {**world, "output_dir": str(tmp_path), "eval_freq": 2}
     status, _, err, _ = signalled(settings, "step 2/4", wait=0.2)

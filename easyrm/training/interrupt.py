@@ -47,7 +47,7 @@ class Interrupt:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
         if self._safe is not None:
-            raise Resumable(self._message())
+            raise Resumable(self._message(), at_once=True)
 
     def _message(self) -> str:
         return f"stopped by {self.signal.name} {self._safe}; run the same command again to go on"
