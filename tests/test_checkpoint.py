@@ -23,7 +23,8 @@ from easyrm.training.step import TrainState
 
 def state_of(seed):
     rng = np.random.default_rng(seed)
-    model = {"w": jnp.asarray(rng.normal(size=(6, 8)), jnp.float32), "b": jnp.asarray(rng.normal(size=3), jnp.float32)}
+    # `w` is large enough to lie in a file of its own, `b` lies in the index.
+    model = {"w": jnp.asarray(rng.normal(size=(40, 50)), jnp.float32), "b": jnp.asarray(rng.normal(size=3), jnp.float32)}
     moments = (jnp.int32(seed), {"w": jnp.asarray(rng.normal(size=(6, 8)), jnp.bfloat16)})
     return TrainState(model, moments, jnp.bool_(True))
 
@@ -171,7 +172,7 @@ def test_another_model_is_refused_and_left_alone(tmp_path):
     saved(tmp_path, [1])
     other = state_of(0)
     other = other._replace(model={**other.model, "w": jnp.zeros((6, 9))})
-    with opened(tmp_path) as checkpoints, pytest.raises(InputError, match=r"1 arrays differ, model/w is .*\[6, 8\]"):
+    with opened(tmp_path) as checkpoints, pytest.raises(InputError, match=r"1 arrays differ, model/w is .*\[40, 50\]"):
         checkpoints.restore(abstract_of(other))
     assert steps_in(tmp_path) == [1]
 

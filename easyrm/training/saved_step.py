@@ -148,6 +148,8 @@ def _kinds(trees: dict[str, Any]) -> dict[str, list]:
 
 def is_damage(error: Exception) -> bool:
     """Whether the step itself is to blame, rather than a bucket that does not answer or a lack of memory."""
+    while type(error) is Exception and (cause := error.__cause__ or error.__context__):  # as Orbax wraps TensorStore's
+        error = cause
     codes = any(str(error).startswith(code) for code in _NOT_DAMAGE_CODES)
     return isinstance(error, _DAMAGE) and not isinstance(error, InputError) and not codes
 
