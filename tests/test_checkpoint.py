@@ -24,7 +24,10 @@ from easyrm.training.step import TrainState
 def state_of(seed):
     rng = np.random.default_rng(seed)
     # `w` is large enough to lie in a file of its own, `b` lies in the index.
-    model = {"w": jnp.asarray(rng.normal(size=(40, 50)), jnp.float32), "b": jnp.asarray(rng.normal(size=3), jnp.float32)}
+    model = {
+        "w": jnp.asarray(rng.normal(size=(40, 50)), jnp.float32),
+        "b": jnp.asarray(rng.normal(size=3), jnp.float32),
+    }
     moments = (jnp.int32(seed), {"w": jnp.asarray(rng.normal(size=(6, 8)), jnp.bfloat16)})
     return TrainState(model, moments, jnp.bool_(True))
 
