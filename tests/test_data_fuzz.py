@@ -38,16 +38,12 @@ def folder(tmp_path_factory):
 
 
 def check(path, tokenizer, content, **config):
-    """Writes the file and builds its store twice, for training and for scoring; returns the two (None: refused)."""
+    """Writes the file and builds its store; returns it (None: refused)."""
     path.write_bytes(content)
-    return [check_one(path, tokenizer, scoring=scoring, **config) for scoring in (False, True)]
-
-
-def check_one(path, tokenizer, *, scoring, **config):
     log = []
     config = DataConfig(**{"max_bad_fraction": 1.0, "max_length": 64, **config})
     try:
-        store = build_store(str(path), tokenizer, config, scoring=scoring, log=log.append)
+        store = build_store(str(path), tokenizer, config, log=log.append)
     except InputError as error:
         assert len(str(error).splitlines()) == 1
         return None
@@ -59,11 +55,6 @@ def check_one(path, tokenizer, *, scoring, **config):
         pair = store[i]
         assert 0 < max(len(pair.chosen), len(pair.rejected)) <= config.max_length
         assert max(pair.chosen.max(), pair.rejected.max()) < tokenizer.vocab_size and not math.isinf(pair.margin)
-    if scoring:
-        outcomes = list(store.outcomes)
-        assert len(outcomes) == report["read"] and sum(outcome.error is None for outcome in outcomes) == report["kept"]
-        for outcome in outcomes:
-            json.loads(outcome.id or "null")
     return store
 
 
@@ -82,7 +73,6 @@ good = text.map(lambda content: [{"role": "assistant", "content": f"{content}."}
 side = st.one_of(good, good, good, conversation, messages, json_values)  # mostly what is kept
 extra = {"id": json_values, "margin": st.one_of(number, number, json_values), "subset": json_values}
 pair = st.fixed_dictionaries({"chosen": side, "rejected": side}, optional=extra)
-single = st.fixed_dictionaries({"messages": side}, optional=extra)
 whole = "".join(json.dumps(pair) + "\n" for pair in make_pairs(30)).encode()
 parquet = io.BytesIO()
 pyarrow.parquet.write_table(pyarrow.Table.from_pylist(make_pairs(30)), parquet, row_group_size=10)
@@ -126,18 +116,17 @@ def test_any_parquet(folder, tokenizer, content):
 @example(values=[[]])
 @example(values=[{"chosen": 1, "rejected": None}])
 def test_any_json(folder, tokenizer, values):
-    for store in check(folder / "x.jsonl", tokenizer, lines(values)):
-        assert store is None or store.report["read"] == len(values)
+    store = check(folder / "x.jsonl", tokenizer, lines(values))
+    assert store is None or store.report["read"] == len(values)
 
 
 @fuzz
-@given(values=st.lists(pair | single, min_size=1, max_size=6), duplicates=st.booleans(), ties=st.booleans())
+@given(values=st.lists(pair, min_size=1, max_size=6), duplicates=st.booleans(), ties=st.booleans())
 def test_any_pairs(folder, tokenizer, values, duplicates, ties):
     """Among them one that is good, so that what is kept is looked at."""
     values = [*values, GOOD]
-    stores = check(folder / "x.jsonl", tokenizer, lines(values), drop_duplicates=duplicates, drop_ties=ties)
-    for store in stores:
-        assert store is not None and store.report["read"] == len(values)
+    store = check(folder / "x.jsonl", tokenizer, lines(values), drop_duplicates=duplicates, drop_ties=ties)
+    assert store is not None and store.report["read"] == len(values)
 
 
 @fuzz
@@ -145,8 +134,8 @@ def test_any_pairs(folder, tokenizer, values, duplicates, ties):
 def test_any_role(folder, tokenizer, value, role):
     """An unknown one stops the run, in one line."""
     value = {**value, "chosen": [{"role": role, "content": "yes"}]}
-    stores = check(folder / "x.jsonl", tokenizer, lines([value, GOOD]))
-    assert (stores[0] is None) == (role not in ROLES)
+    store = check(folder / "x.jsonl", tokenizer, lines([value, GOOD]))
+    assert (store is None) == (role not in ROLES)
 
 
 @fuzz
@@ -163,8 +152,8 @@ def test_any_text_of_parquet(folder, tokenizer, value, margins):
     other = pyarrow.array([[{"role": "assistant", "content": "yes"}]] * len(value), side.type)
     table = pyarrow.table({"chosen": side, "rejected": other, "margin": margins[: len(value)], "id": value})
     pyarrow.parquet.write_table(table, folder / "whole.parquet")
-    for store in check(folder / "x.parquet", tokenizer, (folder / "whole.parquet").read_bytes()):
-        assert store is None or store.report["read"] == len(value)
+    store = check(folder / "x.parquet", tokenizer, (folder / "whole.parquet").read_bytes())
+    assert store is None or store.report["read"] == len(value)
 
 
 @fuzz
@@ -176,10 +165,10 @@ def test_the_bound_of_a_text_in_tokens_holds(tokenizer, content):
     assert 0 < tokenizer.longest_token < 64
 
 
-@pytest.mark.parametrize("key", ["id", "margin", "messages", "chosen", "more"])
+@pytest.mark.parametrize("key", ["id", "margin", "chosen", "more"])
 @pytest.mark.parametrize("depth", [100, *range(900, 1000, 7), 10**5])
 def test_any_depth(folder, tokenizer, depth, key):
     """What is nested as deeply as the parser of JSON just bears, and deeper."""
     deep = json.dumps({**GOOD, key: "deep"}).replace('"deep"', "[" * depth + "]" * depth)
-    for store in check(folder / "x.jsonl", tokenizer, f"{deep}\n".encode() + lines([GOOD])):
-        assert store.report["read"] == 2
+    store = check(folder / "x.jsonl", tokenizer, f"{deep}\n".encode() + lines([GOOD]))
+    assert store.report["read"] == 2

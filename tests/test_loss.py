@@ -44,7 +44,7 @@ def test_extreme_rewards_stay_finite():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"type": "hinge"},
+        {"type": "hinge", "label_smoothing": 0.1},
         {"label_smoothing": 0.5},
         {"center_coef": -1.0},
         {"type": "scaled_bradley_terry", "margin": True},

@@ -17,6 +17,8 @@ class Sides(NamedTuple):
     rejected: np.ndarray
     prompt_length: int
     margin: float
+    probability: float = float("nan")
+    ranks: tuple[int, int] = (0, 1)
 
 
 class Lengths:

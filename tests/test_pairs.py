@@ -5,7 +5,7 @@ import math
 import pytest
 
 from easyrm.data import pairs
-from easyrm.data.pairs import Dropped, check_pair, parse_pair, parse_scored
+from easyrm.data.pairs import Dropped, check_pair, parse_pair
 from easyrm.data.sources import Record
 from easyrm.errors import InputError
 
@@ -23,10 +23,9 @@ GOOD = {"chosen": talk("yes"), "rejected": talk("no")}
 
 def test_a_good_pair():
     pair = parse_pair(record({**GOOD, "margin": 2, "id": "x", "subset": "s", "prompt": "ignored"}))
-    assert pair == (GOOD["chosen"], GOOD["rejected"], 2.0, "x", "some.jsonl:7")
+    assert pair[:5] == (GOOD["chosen"], GOOD["rejected"], 2.0, "x", "some.jsonl:7")
     assert check_pair(pair, drop_ties=True) is pair
     assert math.isnan(parse_pair(record({**GOOD, "margin": None})).margin)
-    assert parse_scored(record({"messages": talk("yes")}))[:2] == (talk("yes"), talk("yes"))
 
 
 @pytest.mark.parametrize(
@@ -78,5 +77,3 @@ def test_pairs_that_teach_nothing():
 def test_an_unknown_role_is_the_users_to_mend():
     with pytest.raises(InputError, match=r"some.jsonl:7: rejected has the role 'tool'; the roles are system, user"):
         parse_pair(record({**GOOD, "rejected": talk("no", "tool")}))
-    with pytest.raises(InputError, match="messages has the role 'bot'"):
-        parse_scored(record({"messages": talk("no", "bot")}))

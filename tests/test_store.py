@@ -176,24 +176,6 @@ def test_texts_and_margins_beyond_their_types_are_malformed(tmp_path, tokenizer)
     )
 
 
-def test_outcomes_of_what_is_scored(tmp_path, tokenizer):
-    """In order; an `id` may be any JSON value; the file is not needed again."""
-    ids = [None, 1.5, "\ud800", [{"deep": [True]}], {}, 10**400, "é"]
-    rows = [pair("yes", "no", id=i) for i in ids] + [pair("yes", "no"), "{torn\n", {"id": 3}]
-    rows += [{"messages": pair("yes", "no")["chosen"], "id": 4}, pair("yes", "no " * 4000, id=5)]
-    path = write(tmp_path / "x.jsonl", rows)
-    store = build_store(str(path), tokenizer, DataConfig(max_bad_fraction=1.0), scoring=True, log=lambda line: None)
-    path.unlink()
-    for _ in range(2):
-        outcomes = list(store.outcomes)
-        assert [json.loads(outcome.id) for outcome in outcomes[:7]] == ids
-        assert [outcome.id for outcome in outcomes[7:]] == [None, None, "3", "4", "5"]
-        assert [outcome.single for outcome in outcomes] == [False] * 10 + [True, False]
-        errors = [outcome.error for outcome in outcomes]
-        assert errors[:8] == [None] * 8 and errors[10] is None
-        assert "not JSON" in errors[8] and "chosen is missing" in errors[9] and "overlong" in errors[11]
-
-
 def test_retries_are_counted(tmp_path, tokenizer, monkeypatch):
     log, path = [], write_pairs(tmp_path / "x.jsonl", 3)
     assert "retries" not in build(path, tokenizer).report

@@ -1,4 +1,4 @@
-"""From the order of pairs to the batches of rows that a step takes."""
+"""From the order of pairs, or of groups of ranked responses, to the batches of rows that a step takes."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -32,7 +32,12 @@ class Batches:
         layout = {"micro_batches": config.micro_batches, "packing": config.packing}
         self._choose = functools.partial(choose_shape, **layout)
         self._pack = functools.partial(
-            pack, **layout, batch_size=config.batch_size, row_groups=row_groups, pad_id=pad_id
+            pack,
+            **layout,
+            batch_size=config.batch_size,
+            row_groups=row_groups,
+            pad_id=pad_id,
+            width=store.width,
         )
         self.shapes = plan_shapes(
             store,
@@ -41,6 +46,7 @@ class Batches:
             max_length=config.max_length,
             batch_size=config.batch_size,
             row_groups=row_groups,
+            width=store.width or 1,
             max_shapes=max_shapes,
             **layout,
         )
@@ -48,7 +54,8 @@ class Batches:
     def pack(self, indices: np.ndarray) -> RowBatch:
         """The rows of one batch of pairs."""
         shape = self._choose(self.shapes, self.store.lengths(indices))
-        return self._pack([self.store[index] for index in indices], shape)
+        items = self.store.group if self.store.width else self.store.__getitem__
+        return self._pack([items(index) for index in indices], shape)
 
     def empty(self, shape: RowShape) -> RowBatch:
         """A batch of a shape without pairs, for compiling."""

@@ -10,8 +10,15 @@ class DataConfig:
     """Flags `--data.*`; plain types, one default each.
 
     `train` and `eval` are comma-separated lists of file, glob, directory, `gs://...` or `hf://dataset[:split]`.
-    `max_length` is in tokens a conversation, `batch_size` in pairs per optimizer step, `row_length` in tokens (0: the
-    row plan chooses). `max_bad_fraction` is the share of malformed lines above which the run stops.
+    `max_length` is in tokens a conversation, `batch_size` in pairs (or groups) per optimizer step, `row_length` in
+    tokens (0: the row plan chooses). `max_bad_fraction` is the share of malformed lines above which the run stops.
+
+    A record is a pair: `chosen` and `rejected`, each a list of {"role", "content"} messages that ends in an assistant
+    message; optional `margin` (a number), `probability` (in [0, 1], that chosen is the better one), `id`. Or, for the
+    losses of ranked responses, a group: `prompt` (messages, or a string: one turn of the user) and `responses`, 2 to 16
+    strings or assistant messages, best first; optional `ranks`, one integer a response, lower is better, of which equal
+    ones are not compared. A group that has a response too long, or the same response at two ranks, is dropped whole.
+    `drop_ties` drops pairs whose margin is 0.
     """
 
     train: str = ""

@@ -23,13 +23,17 @@ Messages = list[dict[str, str]]
 
 
 class Pair(NamedTuple):
-    """Two whole conversations; `margin` is nan where the record has none, `id` None."""
+    """Two whole conversations; `margin` and `probability` are nan where the record has none, `id` None.
+
+    `probability`, in [0, 1], is that chosen is the better one.
+    """
 
     chosen: Messages
     rejected: Messages
     margin: float
     id: str | int | None
     where: str
+    probability: float = math.nan
 
 
 class Dropped(Exception):
@@ -42,14 +46,11 @@ class Dropped(Exception):
 
 def parse_pair(record: Record) -> Pair:
     """The pair in `record`. Raises Dropped (malformed, empty, not_ending_in_assistant) or InputError (unknown role)."""
-    value = _object(record)
-    chosen, rejected = (_messages(value, side, record.where) for side in ("chosen", "rejected"))
-    margin = value.get("margin")
-    if margin is None:
-        margin = math.nan
-    elif isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= _LARGEST_MARGIN:
-        raise Dropped(MALFORMED, f"margin is {reprlib.repr(margin)}, not a finite number of 32 bits")
-    return Pair(chosen, rejected, float(margin), value.get("id"), record.where)
+    value = object_of(record)
+    chosen, rejected = (messages_of(value, side, record.where) for side in ("chosen", "rejected"))
+    margin = _number(value, "margin", -_LARGEST_MARGIN, _LARGEST_MARGIN, "a finite number of 32 bits")
+    probability = _number(value, "probability", 0, 1, "a number in [0, 1]")
+    return Pair(chosen, rejected, margin, value.get("id"), record.where, probability)
 
 
 def check_pair(pair: Pair, *, drop_ties: bool) -> Pair:
@@ -61,19 +62,8 @@ def check_pair(pair: Pair, *, drop_ties: bool) -> Pair:
     return pair
 
 
-def parse_scored(record: Record) -> Pair:
-    """What is to be scored: the pair in `record`, or its one conversation (`messages`) on both sides.
-
-    Raises as `parse_pair` does.
-    """
-    value = _object(record)
-    if "messages" not in value:
-        return parse_pair(record)
-    messages = _messages(value, "messages", record.where)
-    return Pair(messages, messages, math.nan, value.get("id"), record.where)
-
-
-def _object(record: Record) -> dict:
+def object_of(record: Record) -> dict:
+    """The JSON object in `record`. Raises Dropped (malformed) for what is none."""
     if record.error is not None:
         raise Dropped(MALFORMED, record.error)
     if not isinstance(record.value, dict):
@@ -81,7 +71,8 @@ def _object(record: Record) -> dict:
     return record.value
 
 
-def _messages(value: dict, key: str, where: str) -> Messages:
+def messages_of(value: dict, key: str, where: str) -> Messages:
+    """The conversation under `key`, checked. Raises as `parse_pair` does; `where` names the record."""
     messages = value.get(key)
     if not isinstance(messages, list):
         found = "is missing" if messages is None else f"is a {type(messages).__name__}"
@@ -104,6 +95,16 @@ def _messages(value: dict, key: str, where: str) -> Messages:
     if messages[-1]["role"] != "assistant":
         raise Dropped(NOT_ENDING_IN_ASSISTANT, f"{key} ends in a message of the {messages[-1]['role']}")
     return messages
+
+
+def _number(value: dict, key: str, least: float, most: float, kind: str) -> float:
+    """The number under `key`, nan where there is none. Raises Dropped (malformed) for what is not `kind`."""
+    number = value.get(key)
+    if number is None:
+        return math.nan
+    if isinstance(number, bool) or not isinstance(number, int | float) or not least <= number <= most:
+        raise Dropped(MALFORMED, f"{key} is {reprlib.repr(number)}, not {kind}")
+    return float(number)
 
 
 def _bare(messages: Messages) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from easyrm.data.packing import RowShape, place
+from easyrm.data.placement import RowShape, place
 from easyrm.errors import InputError
 
 _LEVELS = 32  # capacities that are tried between the smallest batch and the largest
@@ -27,17 +27,19 @@ def plan_shapes(
     micro_batches: int,
     row_groups: int,
     packing: bool,
+    width: int = 1,
     max_shapes: int = 4,
 ) -> list[RowShape]:
     """At most `max_shapes` shapes, smallest first, with the fewest computed tokens found over the run's batches.
 
-    `batches` are arrays of indices into the store. `row_length` is the longest row allowed, 0 to choose it: then the
-    shortest one wins whose computed tokens are within 3 % of the fewest, since attention costs less there. Raises
-    InputError if a kept conversation is longer than a given `row_length`.
+    `batches` are arrays of indices into the store, whose groups have at most `width` units (1: pairs). `row_length` is
+    the longest row allowed, 0 to choose it: then the shortest one wins whose computed tokens are within 3 % of the
+    fewest, since attention costs less there. Raises InputError if a kept conversation is longer than a given
+    `row_length`.
     """
     multiple = micro_batches * row_groups
     if not packing:
-        rows_a_micro = 2 * -(-batch_size // micro_batches)
+        rows_a_micro = 2 * width * -(-batch_size // micro_batches)
         return [RowShape(micro_batches * _up(rows_a_micro, row_groups), _up(max_length, 8))]
     lengths = _lengths(store, batches, batch_size)
     longest_side = int((lengths[..., 1] + np.maximum(lengths[..., 0], lengths[..., 2])).max())
@@ -56,7 +58,7 @@ def plan_shapes(
 
 
 def choose_shape(shapes: Sequence[RowShape], lengths: np.ndarray, *, micro_batches: int, packing: bool) -> RowShape:
-    """The cheapest shape that the pairs fit; `lengths` as from `pair_lengths`. Raises ValueError if none does."""
+    """The cheapest shape that the pairs fit; `lengths` as PairStore gives them. Raises ValueError if none does."""
     for shape in sorted(shapes, key=_cost):
         if place(lengths[None], shape, micro_batches=micro_batches, packing=packing).fits[0]:
             return shape
@@ -72,19 +74,25 @@ def _cost(shape: RowShape) -> tuple[int, int]:
 
 
 def _lengths(store, batches: Iterable[np.ndarray], batch_size: int) -> np.ndarray:
-    """int32[batches, batch_size, 3]; a short batch is filled with zeros, which take no room."""
+    """int32[batches, batch_size, 3], of groups [batches, batch_size, H, 3]; a short batch is filled with zeros."""
     rows = []
     for indices in batches:
-        lengths = np.zeros((batch_size, 3), np.int32)
-        lengths[: len(indices)] = store.lengths(indices)
+        found = store.lengths(indices)
+        lengths = np.zeros((batch_size, *found.shape[1:]), np.int32)
+        lengths[: len(indices)] = found
         rows.append(lengths)
     return np.stack(rows)
+
+
+def _totals(lengths: np.ndarray) -> np.ndarray:
+    """int64[batches]: unique tokens."""
+    return lengths.reshape(len(lengths), -1).sum(axis=1, dtype=np.int64)
 
 
 def _row_lengths(lengths: np.ndarray, longest_side: int, unit: int) -> list[int]:
     """Row lengths worth trying: what the longest side and the longest pair need, and powers of two up to a batch."""
     longest_pair = int(lengths.sum(axis=-1).max())
-    whole_batch = int(lengths.sum(axis=(1, 2)).max())
+    whole_batch = int(_totals(lengths).max())
     powers = [2**k for k in range(7, 15) if longest_side <= 2**k <= max(2 * longest_pair, 4096)]
     exact = [_up(longest_side, unit), _up(longest_pair, unit)]
     return sorted({*exact, *(power for power in powers if power <= _up(whole_batch, unit))})
@@ -92,7 +100,7 @@ def _row_lengths(lengths: np.ndarray, longest_side: int, unit: int) -> list[int]
 
 def _plan(lengths, limit: int, unit: int, multiple: int, micro_batches: int, max_shapes: int):
     """(computed tokens over the sample, shapes) for rows of at most `limit` tokens."""
-    totals = lengths.sum(axis=(1, 2), dtype=np.int64)
+    totals = _totals(lengths)
     # The batches hardest to fit come first, so that a shape too small is seen at once.
     lengths = lengths[np.argsort(-totals, kind="stable")]
     largest = _smallest_for_all(lengths, limit, unit, multiple, micro_batches)

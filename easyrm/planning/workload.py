@@ -24,7 +24,8 @@ SHORTEST_ROW = 1024
 class Demand:
     """What a batch asks for on any mesh: unique tokens and keys that they see, a step; `pairs` in an epoch.
 
-    `fixed`: the row shape where it is given. `assumed`: how these figures came about, one sentence each.
+    `fixed`: the row shape where it is given. `assumed`: how these figures came about, one sentence each. `width`: the
+    most units of a group of ranked responses, which is then what is meant by a pair; 0 of pairs.
     """
 
     batch_size: int
@@ -33,16 +34,21 @@ class Demand:
     pairs: int
     fixed: RowShape | None
     assumed: tuple[str, ...]
+    width: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """The rows of one step on one mesh: shape, micro-batches, groups of devices with rows of their own, rows needed."""
+    """The rows of one step on one mesh: shape, micro-batches, groups of devices with rows of their own, rows needed.
+
+    `width` as in Demand.
+    """
 
     shape: RowShape
     micro_batches: int
     groups: int
     needed: int
+    width: int = 0
 
     @property
     def tokens(self) -> float:
@@ -57,8 +63,10 @@ class Work:
     def rows(self, batch_size: int) -> RowBatch:
         """The arrays of a step, abstract."""
         by_token = (self.micro_batches, self.shape.rows // self.micro_batches, self.shape.length)
-        kinds = [(by_token, np.int32)] * 4 + [((self.micro_batches, batch_size), np.int32)] * 4
-        kinds += [((self.micro_batches, batch_size), np.float32)] * 2
+        by_record, by_slot = ((self.micro_batches, batch_size * units) for units in (1, self.width or 1))
+        kinds = [(by_token, np.int32)] * 4 + [(by_slot, np.int32)] * 4
+        kinds += [(by_record, np.float32)] * 3 + [(by_record, np.int32)]
+        kinds += [(by_slot, np.int32)] * 2 if self.width else []
         return RowBatch(*(jax.ShapeDtypeStruct(*kind) for kind in kinds))
 
 
@@ -66,7 +74,9 @@ def demand_of_rows(config: RunConfig, rows: int, length: int, pairs: int) -> Dem
     """The worst case of a row shape: every row is one conversation, of which all tokens count."""
     assumed = (f"worst case: each of {rows} rows is one conversation of {length} tokens, nothing shared or padded",)
     keys = rows * length * (length + 1) / 2
-    return Demand(config.data.batch_size, rows * length, keys, pairs, RowShape(rows, length), assumed)
+    return Demand(
+        config.data.batch_size, rows * length, keys, pairs, RowShape(rows, length), assumed, int(config.loss.ranked)
+    )
 
 
 def typical_demand(config: RunConfig, pair_tokens: int, pairs: int) -> Demand:
@@ -85,7 +95,7 @@ def typical_demand(config: RunConfig, pair_tokens: int, pairs: int) -> Demand:
         f"{pairs} pairs an epoch (--pairs gives another number)",
     )
     batch = config.data.batch_size
-    return Demand(batch, batch * tokens, batch * keys, pairs, None, assumed)
+    return Demand(batch, batch * tokens, batch * keys, pairs, None, assumed, int(config.loss.ranked))
 
 
 def read_demand(config: RunConfig, llama: LlamaConfig, groups: int, say: Callable[[str], None]) -> Demand:
@@ -97,16 +107,17 @@ def read_demand(config: RunConfig, llama: LlamaConfig, groups: int, say: Callabl
 def demand_of_inputs(config: RunConfig, inputs: Inputs) -> Demand:
     """The demand of pairs that were read, in the largest of their row shapes."""
     store = inputs.train.store
-    chosen, prompt, rejected = store.lengths(np.arange(len(store))).T.astype(np.int64)
+    chosen, prompt, rejected = store.lengths(np.arange(len(store))).reshape(-1, 3).T
     keys = sum(side * prompt + side * (side + 1) // 2 for side in (chosen, rejected)) + prompt * (prompt + 1) // 2
     batch = config.data.batch_size
-    mean = float((chosen + prompt + rejected).mean())
+    mean = float((chosen + prompt + rejected).sum()) / len(store)
     shape = max(inputs.train.shapes, key=lambda shape: shape.capacity)
     assumed = (
-        f"{len(store)} pairs of {mean:.0f} unique tokens, read from {config.data.train}",
+        f"{len(store)} {'groups' if store.width else 'pairs'} of {mean:.0f} unique tokens, read from {config.data.train}",
         f"compiled: the largest of the run's {len(inputs.train.shapes)} row shapes",
     )
-    return Demand(batch, batch * mean, batch * float(keys.mean()), len(store), shape, assumed)
+    keys_a_record = float(keys.sum()) / len(store)
+    return Demand(batch, batch * mean, batch * keys_a_record, len(store), shape, assumed, store.width)
 
 
 def work_on(demand: Demand, config: RunConfig, groups: int, micro_batches: int) -> Work:
@@ -120,7 +131,7 @@ def work_on(demand: Demand, config: RunConfig, groups: int, micro_batches: int) 
         rows, length = demand.fixed
         needed = min(rows, math.ceil(demand.tokens * PACKED / length)) if config.data.packing else rows
     elif not config.data.packing:
-        rows = needed = 2 * demand.batch_size
+        rows = needed = 2 * max(1, demand.width) * demand.batch_size
         length = config.data.max_length
     else:
         rows = 0
@@ -129,4 +140,5 @@ def work_on(demand: Demand, config: RunConfig, groups: int, micro_batches: int) 
         while not config.data.row_length and length // 2 >= SHORTEST_ROW and capacity / length < multiple:
             length //= 2
         needed = -(-int(capacity) // length)
-    return Work(RowShape(-(-max(rows, needed) // multiple) * multiple, length), micro_batches, groups, needed)
+    shape = RowShape(-(-max(rows, needed) // multiple) * multiple, length)
+    return Work(shape, micro_batches, groups, needed, demand.width)

@@ -1,35 +1,54 @@
-"""Pairwise accuracy and loss over a whole set of pairs."""
+"""Pairwise accuracy and loss over a whole set of pairs or of ranked responses."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from easyrm.training.loss import LossConfig, pair_losses
+from easyrm.data.packing import RowBatch
+from easyrm.training.loss import LossConfig
+from easyrm.training.ranked import compare, record_losses
 
 METRICS = ("eval/loss", "eval/accuracy", "eval/chosen_reward_mean", "eval/rejected_reward_mean", "eval/margin")
 
 
+class Evaluated(NamedTuple):
+    """`figures`: METRICS and `eval/pairs`, the number of pairs or groups. The rewards of each pair, float32[pairs].
+
+    They are in the order of the data; of groups they are those of the comparable pairs, group after group.
+    """
+
+    figures: dict[str, float]
+    chosen: np.ndarray
+    rejected: np.ndarray
+
+
 def evaluate(
     rewards_of: Callable[[Any], tuple[jax.Array, jax.Array]],
-    batches: Iterable[tuple[Any, Any]],
+    batches: Iterable[tuple[Any, RowBatch]],
     loss: LossConfig,
     stop: Callable[[], bool] = lambda: False,
-) -> dict[str, float] | None:
-    """METRICS and `eval/pairs` over all pairs of `batches`, each (pair indices, row batch); padded slots do not count.
+) -> Evaluated | None:
+    """Evaluate all pairs of `batches`, each (indices, rows); padded slots do not count.
 
-    `rewards_of` gives float32[M, B] rewards of both sides. Means are sums over counts; a tie is wrong. None where
-    `stop`, asked before each batch, ended it.
+    `rewards_of` gives float32[M, B] rewards of both sides. Means are sums over counts, of groups means over groups of
+    the mean over a group's comparisons; a tie is wrong. None where `stop`, asked before each batch, ended it.
     """
-    kept = []
+    kept, seen = [], 0
     for _, batch in batches:
         if stop():
             return None
-        chosen, rejected = jax.device_get(rewards_of(batch))
-        real = batch.weight > 0
-        kept.append(np.stack([chosen[real], rejected[real], batch.margin[real]]))
-    chosen, rejected, margin = np.concatenate(kept, axis=1)
-    losses = pair_losses(loss, chosen, rejected, margin)
-    means = [float(np.mean(x)) for x in (losses, chosen > rejected, chosen, rejected, chosen - rejected)]
-    return {**dict(zip(METRICS, means, strict=True)), "eval/pairs": chosen.size}
+        rewards = jax.device_get(rewards_of(batch))
+        slots = batch._replace(tokens=None, positions=None, first_key=None, last_key=None, order=batch.order + seen)
+        kept.append((slots, rewards))
+        seen += int(batch.weight.sum())
+    slots, rewards = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *kept)
+    real = slots.weight > 0
+    order = np.argsort(slots.order[real])
+    losses, compared = jax.device_get((record_losses(loss, slots, *rewards), compare(slots, *rewards)))
+    chosen, rejected, weight = (values[real][order] for values in compared)
+    chosen, rejected, weight = (values[weight > 0] for values in (chosen, rejected, weight.astype(np.float64)))
+    means = [np.average(x, weights=weight) for x in (chosen > rejected, chosen, rejected, chosen - rejected)]
+    values = (float(np.mean(losses[real], dtype=np.float64)), *map(float, means))
+    return Evaluated({**dict(zip(METRICS, values, strict=True)), "eval/pairs": seen}, chosen, rejected)

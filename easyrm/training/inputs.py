@@ -18,7 +18,7 @@ MAX_SHAPES, STEPS_A_SHAPE = 4, 250
 
 
 class Inputs:
-    """The tokenized pairs of a run and the batches they make.
+    """The tokenized pairs of a run, or groups of ranked responses, and the batches they make.
 
     `train` and `eval` (None without --data.eval) are Batches, `steps` the optimizer updates of the whole run. Pairs are
     tokenized once, before anything is compiled, so that counts, steps and row shapes are known.
@@ -76,7 +76,7 @@ class Inputs:
         trained = min(position, report["kept"])
         parts = {"trained on": trained, **report["dropped"], "not reached": report["kept"] - trained}
         counts = " + ".join(f"{count} {part}" for part, count in parts.items() if count)
-        return f"{report['read']} pairs read = {counts or 0}"
+        return f"{report['read']} {_items(self._config)} read = {counts or 0}"
 
     def eval_order(self) -> Iterator[np.ndarray]:
         """Pair indices of each evaluation batch; the last may be short."""
@@ -87,7 +87,7 @@ class Inputs:
 
 
 def _read(spec: str, flag: str, config: RunConfig, tokenizer: Tokenizer, llama: LlamaConfig, say) -> PairStore:
-    pairs = build_store(spec, tokenizer, config.data, log=say)
+    pairs = build_store(spec, tokenizer, config.data, ranked=config.loss.ranked, log=say)
     largest, longest = max(pairs.max_token_id, tokenizer.pad_id), pairs.report["longest"]
     if largest >= llama.vocab_size:
         raise InputError(
@@ -103,6 +103,13 @@ def _read(spec: str, flag: str, config: RunConfig, tokenizer: Tokenizer, llama: 
         raise InputError(f"{flag}={spec}: {without} pairs lack the margin that weighs them; add it or change --loss")
     if config.loss.needs_margin and without:
         say(f"note: {without} of {len(pairs)} pairs have no margin and get 0")
+    without = pairs.report["without_probability"]
+    if config.loss.soft_labels and without == len(pairs):
+        raise InputError(
+            f"{flag}={spec}: --loss.soft_labels uses probabilities and no pair has one; add them or change --loss"
+        )
+    if config.loss.soft_labels and without:
+        say(f"note: {without} of {len(pairs)} pairs have no probability and get 1")
     return pairs
 
 
@@ -112,12 +119,17 @@ def _count_steps(config: RunConfig, pairs: int, start: Progress) -> int:
 
 
 def _say_steps(config: RunConfig, pairs: int, end: Progress, say: Callable[[str], None]) -> None:
+    items = _items(config)
     if end.step == 0:
         raise InputError(
-            f"--num_epochs={config.num_epochs} of {pairs} pairs is less than one batch of "
+            f"--num_epochs={config.num_epochs} of {pairs} {items} is less than one batch of "
             f"--data.batch_size={config.data.batch_size}; use a smaller batch or more data"
         )
     rest = math.floor(config.num_epochs * pairs) - end.position
     left = "" if config.total_steps else f", {rest} left over at the end"
     epochs = f"{end.position / pairs:.2f} epochs"
-    say(f"{end.step} steps of {config.data.batch_size} pairs: {end.position} pairs, {epochs}{left}")
+    say(f"{end.step} steps of {config.data.batch_size} {items}: {end.position} {items}, {epochs}{left}")
+
+
+def _items(config: RunConfig) -> str:
+    return "groups" if config.loss.ranked else "pairs"

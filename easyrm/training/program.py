@@ -53,6 +53,12 @@ def compiler_options(mesh: Mesh) -> dict[str, str]:
     return {"xla_disable_hlo_passes": "cse_barrier_expander"} if mesh.devices.flat[0].platform == "cpu" else {}
 
 
+def jit_rewards(forward: Forward, mesh: Mesh) -> Callable[[RewardModel, RowBatch], tuple[jax.Array, jax.Array]]:
+    """The jitted reward step, whose rewards every process gets whole."""
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.jit(make_reward_step(forward), out_shardings=everywhere, compiler_options=compiler_options(mesh))
+
+
 def abstract_arrays(tree: Any, shardings: Any) -> Any:
     """Shapes and dtypes with their shardings, as compile and restore take them."""
     return jax.tree.map(
@@ -86,7 +92,7 @@ class Program:
         self._forward = make_forward(mesh, llama, dtype=config.dtype, implementation=config.model.attention)
         self._memory_of_device = device_memory(mesh)
         self._options = compiler_options(mesh)
-        self._rewards = jax.jit(make_reward_step(self._forward), compiler_options=self._options)
+        self._rewards = jit_rewards(self._forward, mesh)
         self._compiled: dict[RowShape, Any] = {}
 
     def remat(self, rows: RowBatch) -> str:

@@ -68,15 +68,16 @@ class StepReport:
             return
         if step % self._log_freq:
             return
-        chosen, prompt, rejected = self._pairs.lengths(indices).T
+        chosen, prompt, rejected = self._pairs.lengths(indices).reshape(-1, 3).T
         unique = int((chosen + prompt + rejected).sum())
+        again = int(prompt[chosen + rejected > 0].sum())  # of a unit with one response, all is prompt
         line = {
             "step": step,
             **values,
             "learning_rate": float(self._schedule(step - 1)),
             "pairs": len(indices),
             "pairs_per_second": len(indices) / seconds,
-            "tokens_per_second": (unique + int(prompt.sum())) / seconds,
+            "tokens_per_second": (unique + again) / seconds,
             "tokens_computed": computed,
             "tokens_unique": unique,
             "step_time": seconds,

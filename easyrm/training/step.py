@@ -1,6 +1,6 @@
 """The state of a run and the two functions that devices execute: the training step and the reward of pairs.
 
-M micro-batches, R rows, L row length, B pair slots.
+M micro-batches, R rows, L row length, B slots of pairs or of units of groups.
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ import optax
 from easyrm.data.packing import RowBatch
 from easyrm.models.llama import Kernels
 from easyrm.models.reward import RewardModel, cast_kernels
-from easyrm.training.loss import LossConfig, pair_losses
+from easyrm.training.loss import LossConfig
+from easyrm.training.ranked import compare, record_losses
 
 DTYPES = {"bf16": jnp.bfloat16, "fp32": jnp.float32}
 
@@ -40,7 +41,7 @@ class Forward:
     constrain: Callable[[jax.Array], jax.Array]
 
     def __call__(self, model: RewardModel, rows: RowBatch) -> tuple[jax.Array, jax.Array]:
-        """Rewards of the chosen and of the rejected side, float32[B] each, of one micro-batch of rows [R, L]."""
+        """Rewards of the chosen and of the rejected side of each slot, float32[B] each, of rows [R, L]."""
         at = (
             jnp.stack([rows.chosen_row, rows.rejected_row]),
             jnp.stack([rows.chosen_column, rows.rejected_column]),
@@ -74,8 +75,8 @@ def make_train_step(
 ) -> Callable[[TrainState, RowBatch], tuple[TrainState, dict[str, Any]]]:
     """A function (state, batch [M, R, L]) -> (state, metrics): one optimizer update over all pairs of the batch.
 
-    The loss is the mean over the batch's pairs, however they lie in micro-batches and rows. Metrics are float32
-    scalars; `param_norm` is taken after the update, `grad_norm` before clipping.
+    The loss is the mean over the batch's pairs (or groups of ranked responses), however they lie in micro-batches and
+    rows. Metrics are float32 scalars; `param_norm` is taken after the update, `grad_norm` before clipping.
 
     An update whose loss or gradient is not finite is not applied. The state stays what it was before that step, also
     through the steps after it; with `skip_nonfinite` they go on, and only the step count has moved.
@@ -86,7 +87,7 @@ def make_train_step(
 
         def loss_of(model, rows):
             chosen, rejected = forward(model, rows)
-            losses = pair_losses(loss, chosen, rejected, rows.margin)
+            losses = record_losses(loss, rows, chosen, rejected)
             return jnp.sum(losses * rows.weight) / pairs, (chosen, rejected)
 
         def accumulate(gradients, rows):
@@ -109,7 +110,7 @@ def make_train_step(
         )
         metrics = {
             "loss": value,
-            **reward_statistics(chosen, rejected, batch.weight),
+            **reward_statistics(*compare(batch, chosen, rejected)),
             "grad_norm": norm,
             "param_norm": optax.tree.norm(model),
         }
@@ -119,7 +120,7 @@ def make_train_step(
 
 
 def reward_statistics(chosen: jax.Array, rejected: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
-    """Accuracy (a tie is wrong), means, population standard deviations and mean margin of the pairs of weight 1."""
+    """Accuracy (a tie is wrong), means, population standard deviations and mean margin of the weighted pairs."""
 
     def mean(x):
         return jnp.sum(x * weight) / weight.sum()
