@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from easyrm.errors import InputError
+from easyrm.files import write_atomically
 from easyrm.strict_json import read_object
 
 NAME = "digests.json"
@@ -27,6 +28,15 @@ def write_digests(directory: epath.PathLike, parameters: dict[str, str]) -> None
     files = {name: _sha256(directory / name) for name in MODEL_FILES + TOKENIZER_FILES if (directory / name).exists()}
     text = json.dumps({"format": _FORMAT, "files": files, "parameters": parameters}, indent=2) + "\n"
     (directory / NAME).write_text(text)
+
+
+def redo_file_digest(directory: epath.PathLike, name: str) -> None:
+    """Makes digests.json, where there is one, tell of the file `name` as it is now."""
+    directory = epath.Path(directory)
+    content = _read(directory)
+    if content["files"]:
+        content["files"][name] = _sha256(directory / name)
+        write_atomically(directory / NAME, json.dumps(content, indent=2) + "\n")
 
 
 def check_files(directory: epath.PathLike, names: Sequence[str] = MODEL_FILES + TOKENIZER_FILES) -> None:

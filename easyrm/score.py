@@ -1,106 +1,140 @@
-"""Rewards of pairs or single conversations: `python -m easyrm.score --model=... --input=... --output=...`."""
+"""Rewards of pairs, conversations and candidates: `python -m easyrm.score --model=... --input=... --output=...`."""
 
 import json
+import time
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import jax
 import numpy as np
 from absl import flags
 from etils import epath
 
-from easyrm import run, sharding
-from easyrm.data.batches import Batches
-from easyrm.data.config import DataConfig
-from easyrm.data.outcomes import Outcome
-from easyrm.data.store import build_store
+from easyrm.data import sources
+from easyrm.data.readers import Record
 from easyrm.data.stream import ahead
-from easyrm.data.tokenizer import Tokenizer, load_tokenizer
+from easyrm.distributed import say, start_distributed
 from easyrm.errors import InputError
 from easyrm.flags import run_command
-from easyrm.hf.config import is_classifier
-from easyrm.hf.source import ModelSource
-from easyrm.models.config import LlamaConfig
-from easyrm.models.reward import RewardModel
-from easyrm.training.program import abstract_model, compiler_options, make_forward
-from easyrm.training.saved_step import restore_model
-from easyrm.training.step import make_reward_step
+from easyrm.scoring.parts import Parts
+from easyrm.scoring.requests import Encoded, answer, encode_requests, parse_request
+from easyrm.scoring.scorer import BATCH_TOKENS, Scorer, find_model
+from easyrm.scoring.statistics import Statistics, save_statistics
 
 _MODEL = flags.DEFINE_string("model", "", "a Hugging Face directory or hub name, or RUN_DIR[/checkpoints/STEP]")
-_INPUT = flags.DEFINE_string("input", "", "pairs (chosen, rejected) or conversations (messages), one a line")
+_INPUT = flags.DEFINE_string("input", "", "pairs (chosen, rejected), conversations (messages), or prompt and responses")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON Lines to write, one line for each line of the input, in order")
 _DTYPE = flags.DEFINE_enum("dtype", "bf16", ["bf16", "fp32"], "of the matmuls")
 _MESH_DIM = flags.DEFINE_string("mesh_dim", "1,-1,1", "dp,fsdp,mp, as in train_rm")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "lines computed at once", lower_bound=1)
+_DISTRIBUTED = flags.DEFINE_string("distributed", "auto", "auto, true or false, as in train_rm")
+_BATCH_TOKENS = flags.DEFINE_integer("batch_tokens", BATCH_TOKENS, "tokens computed at once", lower_bound=128)
 _MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "tokens a conversation; 0: as the model was trained", lower_bound=0)
+_NORMALIZE = flags.DEFINE_bool("normalize", False, "(reward - reward_mean) / reward_std, as the export's config says")
+_SAVE_STATISTICS = flags.DEFINE_bool(
+    "save_statistics", False, "keep mean and deviation of these rewards in the config.json of the export"
+)
 
-AHEAD = 4
+_LINES, _CHARACTERS = 2048, 2**25  # of a part: sorted into rows together, and not computed again after a stop
+_SAY_SECONDS = 10.0
 
 
 def score() -> None:
-    """Write one line a line: {"chosen", "rejected"} or {"reward"}, with the `id` of the input where it has one.
+    """Write one line a line, with the `id` of the input where it has one.
 
-    A line that cannot be scored (malformed, empty, overlong ...) becomes {"error": reason}, and is counted at the end.
-    Raises InputError for what is not there, before anything is compiled.
+    {"chosen", "rejected"} for a pair, {"reward"} for a conversation (`messages`), {"rewards"} for a `prompt` with
+    `responses`; a line that cannot be scored becomes {"error": reason}, and is counted. Stopped at any time, the same
+    command goes on after the last part that it wrote. Raises InputError for what is not there, before anything is
+    compiled.
     """
-    for name, value in (("model", _MODEL.value), ("input", _INPUT.value), ("output", _OUTPUT.value)):
-        if not value:
-            raise InputError(f"--{name} is empty; --model, --input and --output are all needed")
-    mesh = sharding.make_mesh(_MESH_DIM.value)
-    model, tokenizer, max_length = load_model(_MODEL.value, mesh)
-    data = DataConfig(max_length=_MAX_LENGTH.value or max_length, batch_size=_BATCH_SIZE.value, max_bad_fraction=1.0)
-    store = build_store(_INPUT.value, tokenizer, data, scoring=True)
-    orders = [np.arange(at, min(at + data.batch_size, len(store))) for at in range(0, len(store), data.batch_size)]
-    batches = Batches(store, data, orders, row_groups=sharding.row_groups(mesh), pad_id=tokenizer.pad_id)
-    forward = make_forward(mesh, model.model.config, dtype=_DTYPE.value)
-    rewards_of = jax.jit(make_reward_step(forward), compiler_options=compiler_options(mesh))
-
-    def rewards() -> Iterator[tuple[float, float]]:
-        for _, batch in ahead(batches(orders), AHEAD):
-            sides = jax.device_get(rewards_of(model, sharding.place_batch(mesh, batch)))
-            yield from zip(*(side[batch.weight > 0].tolist() for side in sides), strict=True)
-
-    counts = write_scores(store.outcomes, rewards(), epath.Path(_OUTPUT.value))
-    print(f"wrote {_OUTPUT.value}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
-
-
-def load_model(path: str, mesh: jax.sharding.Mesh) -> tuple[RewardModel, Tokenizer, int]:
-    """(parameters, tokenizer, max_length) of a Hugging Face reward model or of a run's checkpoint.
-
-    Raises InputError where there is neither, or where the model has no score head.
-    """
-    directory, step = run.split_checkpoint(path)
-    if run.is_run(directory):
-        record = run.read_record(directory)
-        abstract = abstract_model(LlamaConfig(**record["model"]), mesh)
-        model, _ = restore_model(directory / "checkpoints", step, abstract)
-        return model, run.load_run_tokenizer(directory, record), record["config"]["data"]["max_length"]
-    source = ModelSource(path, "")
-    if not is_classifier(source.raw):
-        raise InputError(f"--model={path}: a causal model without a score head; give a reward model or train one")
-    model = source.load(abstract_model(source.config, mesh), score_std=0.0, seed=0)
-    tokenizer = load_tokenizer(path)
-    return model, tokenizer, source.config.max_position_embeddings
+    for flag in (_MODEL, _INPUT, _OUTPUT):
+        if not flag.value:
+            raise InputError(f"--{flag.name} is empty; --model, --input and --output are all needed")
+    files = sources.resolve(_INPUT.value)
+    export = epath.Path(_MODEL.value)
+    if _SAVE_STATISTICS.value and (_NORMALIZE.value or not (export / "config.json").exists()):
+        raise InputError("--save_statistics needs the directory of an export as --model, and no --normalize")
+    start_distributed(_DISTRIBUTED.value)
+    scorer = find_model(_MODEL.value).open(
+        mesh_dim=_MESH_DIM.value,
+        dtype=_DTYPE.value,
+        batch_tokens=_BATCH_TOKENS.value,
+        max_length=_MAX_LENGTH.value,
+        normalize=_NORMALIZE.value,
+    )
+    settings = {
+        "model": f"{_MODEL.value} {'' if scorer.step is None else scorer.step}".strip(),
+        "input": ", ".join(f"{path} ({_size(path)})" for path in files),
+        "dtype": _DTYPE.value,
+        "max_length": scorer.max_length,
+        "batch_tokens": _BATCH_TOKENS.value,
+        "normalize": _NORMALIZE.value,
+    }
+    parts = Parts(epath.Path(_OUTPUT.value), settings)
+    if parts.count:
+        say(f"going on after {parts.count} lines that are scored already")
+    counts = write_scores(islice(sources.read(_INPUT.value), parts.count, None), scorer, parts)
+    parts.finish()
+    kinds = [f"{n} {what}" for what, n in counts.items()]
+    say(f"wrote {parts.count} lines to {_OUTPUT.value}, now " + ", ".join(kinds or ["none"]))
+    say(", ".join(f"{name} {scorer.counts[name]}" for name in ("tokens_computed", "tokens_unique", "distinct")))
+    if _SAVE_STATISTICS.value and jax.process_index() == 0:
+        found = statistics_of(epath.Path(_OUTPUT.value))
+        save_statistics(export, found, _INPUT.value)
+        say(f"kept reward_mean {found.mean:.6g} and reward_std {found.std:.6g} in {export / 'config.json'}")
 
 
-def write_scores(
-    outcomes: Iterable[Outcome], rewards: Iterator[tuple[float, float]], output: epath.Path
-) -> dict[str, int]:
-    """One line out for each record; `rewards` are those of the records without an error. Returns counts by kind."""
-    counts = Counter()
-    with output.open("w") as file:
-        for outcome in outcomes:
-            if outcome.error is not None:
-                kind, values = "errors", {"error": outcome.error}
-            else:
-                chosen, rejected = next(rewards)
-                kind, values = "pairs", {"chosen": chosen, "rejected": rejected}
-                if outcome.single:
-                    kind, values = "conversations", {"reward": chosen}
-            counts[kind] += 1
-            line = json.dumps(values)
-            file.write((line if outcome.id is None else f'{{"id": {outcome.id}, {line[1:]}') + "\n")
-    return dict(counts)
+def write_scores(records: Iterable[Record], scorer: Scorer, parts: Parts) -> Counter:
+    """Score the records part by part, saying how fast; returns how many lines there were of each kind."""
+    counts, began, said = Counter(), time.monotonic(), 0.0
+
+    def encoded() -> Iterator[Encoded]:
+        for some in portions(records):
+            yield encode_requests(map(parse_request, some), scorer.tokenizer, scorer.max_length)
+
+    for requests, conversations in ahead(encoded(), 1):
+        rewards = iter(scorer.score(conversations))
+        answers = [answer(request, rewards) for request in requests]
+        parts.write(line for _, line in answers)
+        counts.update(kind for kind, _ in answers)
+        seconds = time.monotonic() - began
+        if seconds - said > _SAY_SECONDS:
+            said = seconds
+            rates = {"lines": counts.total(), **{name: scorer.counts[name] for name in ("distinct", "tokens_unique")}}
+            per_second = (f"{total / seconds:.4g} {name}/s" for name, total in rates.items())
+            say(f"{parts.count} lines, {', '.join(per_second)}")
+    return counts
+
+
+def portions(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """The records, some at a time: the same some, wherever among their beginnings one starts."""
+    some, characters = [], 0
+    for record in records:
+        some.append(record)
+        characters += len(str(record.value))
+        if len(some) == _LINES or characters > _CHARACTERS:
+            yield some
+            some, characters = [], 0
+    if some:
+        yield some
+
+
+def statistics_of(scores: epath.Path) -> Statistics:
+    """Mean and deviation of all rewards in a file that `score` wrote."""
+    rewards = array("d")
+    with scores.open() as file:
+        for line in file:
+            values = json.loads(line)
+            rewards.extend(values[name] for name in ("chosen", "rejected", "reward") if name in values)
+            rewards.extend(values.get("rewards", ()))
+    if not rewards:
+        raise InputError(f"{scores}: no line could be scored, and no rewards have no mean; give another --input")
+    return Statistics(float(np.mean(rewards)), float(np.std(rewards)))
+
+
+def _size(path: str) -> str:
+    return "hub" if path.startswith("hf://") else f"{epath.Path(path).stat().length} bytes"
 
 
 if __name__ == "__main__":

@@ -137,8 +137,8 @@ def call(module: str, settings: dict, *more: str, devices: int = 1, **environmen
     )
 
 
-def start_two(settings: dict) -> list[subprocess.Popen]:
-    """`train_rm` as two processes of four devices, stdout and stderr together."""
+def start_two(settings: dict, module: str = "train_rm") -> list[subprocess.Popen]:
+    """A command as two processes of four devices, stdout and stderr together."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -146,7 +146,7 @@ def start_two(settings: dict) -> list[subprocess.Popen]:
     flags = "--xla_force_host_platform_device_count=4"
     return [
         subprocess.Popen(
-            command("train_rm", settings),
+            command(module, settings),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

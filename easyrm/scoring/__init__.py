@@ -1,0 +1,1 @@
+"""Rewards of conversations, whoever asks for them."""
