@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,12 @@ class RunConfig:
     `best_metric`, for which every evaluation is saved, and each step that `keep_every` divides. `strict_saves`: a save
     that fails ends the run. `on_nonfinite`: stop at a loss or gradient that is not finite, or skip such updates, at
     most `max_nonfinite` in a row. `allow_config_change`: resume although settings or data have changed. `export`: write
-    the Hugging Face directory at the end, in `export_dtype`. `distributed`: auto (where a TPU or
+    the Hugging Face directory at the end, in `export_dtype`. `license`: what the exported model's card is to state, an
+    id of the hub or of SPDX, as in llama3.1 or apache-2.0; empty: nothing. `distributed`: auto (where a TPU or
     JAX_COORDINATOR_ADDRESS is found), true or false; `distributed_timeout`: seconds to wait for all hosts.
-    `compilation_cache`: a directory (local or gs://) that keeps compiled programs for the
-    next start. `profile_steps`: first and last step of a profiler trace, as in 10,13. `tensorboard` and
-    `wandb_project` send the metrics there too.
+    `compilation_cache`: a directory (local or gs://) that keeps compiled programs for the next start.
+    `profile_steps`: first and last step of a profiler trace, as in 10,13. `tensorboard` and `wandb_project` send the
+    metrics there too.
     """
 
     recipe: str = ""
@@ -105,6 +107,7 @@ class RunConfig:
     allow_config_change: bool = False
     export: bool = False
     export_dtype: str = "bf16"
+    license: str = ""
     distributed: str = "auto"
     distributed_timeout: int = 300
     compilation_cache: str = ""
@@ -124,6 +127,11 @@ class RunConfig:
         for name in ("dtype", "export_dtype"):
             if getattr(self, name) not in ("bf16", "fp32"):
                 raise InputError(f"--{name}={getattr(self, name)}: choose bf16 or fp32")
+        if not re.fullmatch(r"[A-Za-z0-9.+-]*", self.license):
+            raise InputError(
+                f"--license={self.license}: not a licence id; give the hub's or the SPDX one, such as llama3.1 or "
+                "apache-2.0, or other"
+            )
         if self.distributed not in ("auto", "true", "false"):
             raise InputError(f"--distributed={self.distributed}: choose auto, true or false")
         if self.total_steps < 0 or (self.total_steps == 0 and not self.num_epochs > 0):

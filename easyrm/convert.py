@@ -32,7 +32,7 @@ def convert() -> None:
     model = abstract_model(LlamaConfig(**record["model"]), make_mesh(_MESH_DIM.value))
     params, step = restore_model(directory / "checkpoints", step, model)
     say(f"restored step {step} of {record['total_steps']} from {directory}")
-    export_run(params, directory, epath.Path(_OUTPUT.value), dtype=_DTYPE.value, say=say)
+    export_run(params, directory, epath.Path(_OUTPUT.value), step=step, dtype=_DTYPE.value, say=say)
 
 
 if __name__ == "__main__":

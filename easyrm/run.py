@@ -44,6 +44,7 @@ MAY_CHANGE = {
     "allow_config_change",
     "export",
     "export_dtype",
+    "license",
     "distributed",
     "distributed_timeout",
     "compilation_cache",

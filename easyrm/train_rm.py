@@ -140,7 +140,8 @@ def take_steps(job: Job, log: MetricsLog | QuietLog, interrupt: Interrupt) -> Pr
     def evaluated(progress: Progress) -> Progress:
         report.flush()
         rewards_of = functools.partial(program.rewards, job.state.model)
-        figures = evaluate(rewards_of, inputs.eval(inputs.eval_order()), config.loss, interrupt.requested)
+        evaluated = evaluate(rewards_of, inputs.eval(inputs.eval_order()), config.loss, interrupt.requested)
+        figures = evaluated and evaluated.figures
         report.restart_clock()
         if figures is not None:
             log.write({"step": progress.step, **figures})
@@ -208,7 +209,7 @@ def finish(job: Job, progress: Progress, interrupt: Interrupt) -> None:
         _remove_unfinished(export)
         try:
             with interrupt.nothing_unsaved(f"during the export: {saved}"):
-                export_run(job.state.model, directory, export, dtype=job.config.export_dtype, say=say)
+                export_run(job.state.model, directory, export, step=steps, dtype=job.config.export_dtype, say=say)
         except (OSError, SafetensorError) as error:
             raise SaveFailed(f"the export to {export} failed ({error}); {saved}; {_AGAIN}") from error
     if newest.step < progress.step:
