@@ -56,21 +56,26 @@ def run_config(values: flags.FlagValues = flags.FLAGS) -> RunConfig:
     return config
 
 
-def run_command(main: Callable[[], None], define: Callable[[], None] = lambda: None) -> None:
+def run_command(
+    main: Callable[[], None], define: Callable[[], None] = lambda: None, positional: str | None = None
+) -> None:
     """Parse sys.argv and call `main`; bad input is one line on stderr and exit status 2, never a traceback.
 
     Where one of several processes fails, all of them end (see `together`). `define` registers flags that
-    have to look at the command line for that.
+    have to look at the command line for that. `positional` names the flag that a single bare argument may stand for.
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
             define()
+            flags.FLAGS.set_gnu_getopt(positional is not None)  # else parsing ends at the first bare argument
             rest = flags.FLAGS(list(argv))
         except flags.Error as error:
             _refuse(f"{error}; --help lists the flags")
         except InputError as error:
             _refuse(str(error))
+        if positional and len(rest) == 2 and not flags.FLAGS[positional].present:
+            flags.FLAGS[positional].value = rest.pop()
         if rest[1:]:
             _refuse(f"unexpected argument {rest[1]!r}: flags are written --name=value")
         return rest

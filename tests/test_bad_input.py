@@ -43,7 +43,7 @@ def test_values(refused):
     refused("--dtype=fp16: choose bf16 or fp32", dtype="fp16")
     refused("nothing to train", num_epochs=0.0)
     refused("--data.batch_size=0", data__batch_size=0)
-    refused("--loss.type=hinge", loss__type="hinge")
+    refused("--loss.type=listwise", loss__type="listwise")
     refused("--optimizer.b2=1.5", optimizer__b2=1.5)
     refused("--model.remat=all", model__remat="all")
     refused("give exactly one", model__init_from="/somewhere")

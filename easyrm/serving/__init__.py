@@ -1,0 +1,1 @@
+"""The scoring server: requests are checked, queued, computed together and answered."""
