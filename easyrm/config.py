@@ -69,6 +69,23 @@ class ModelConfig:
 
 
 @dataclasses.dataclass
+class EvalConfig:
+    """What is evaluated beside the pairs of --data.eval, and when a run has learned enough.
+
+    `suites`: a comma-separated list of rewardbench, rewardbench2, rm-bench (from the hub), SUITE:FILE, or files of
+    pairs. `patience`: end the run after so many evaluations in a row without a better --best_metric; 0: never.
+    """
+
+    suites: str = ""
+    patience: int = 0
+
+    def validate(self) -> None:
+        """Raise InputError for a patience that makes no sense."""
+        if self.patience < 0:
+            raise InputError(f"--eval.patience={self.patience}: choose 0 (never stop early) or more evaluations")
+
+
+@dataclasses.dataclass
 class RunConfig:
     """Every flag of `python -m easyrm.train_rm`.
 
@@ -117,6 +134,7 @@ class RunConfig:
     tokenizer: str = ""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
 
@@ -144,14 +162,16 @@ class RunConfig:
                 raise InputError(f"--{name}={getattr(self, name)}: choose {least} or more")
         if self.on_nonfinite not in ("stop", "skip"):
             raise InputError(f"--on_nonfinite={self.on_nonfinite}: choose stop or skip")
-        if self.best_metric not in EVAL_METRICS:
-            raise InputError(f"--best_metric={self.best_metric}: choose one of {', '.join(EVAL_METRICS)}")
-        if self.keep_best and not self.data.eval:
-            raise InputError(f"--keep_best={self.keep_best} needs pairs to evaluate on; give --data.eval")
+        if self.best_metric not in EVAL_METRICS and not (self.eval.suites and self.best_metric.startswith("eval/")):
+            own = ", eval/SUITE/FIGURE" if self.eval.suites else " or, with --eval.suites, eval/SUITE/FIGURE"
+            raise InputError(f"--best_metric={self.best_metric}: choose one of {', '.join(EVAL_METRICS)}{own}")
+        for name, value in (("keep_best", self.keep_best), ("eval.patience", self.eval.patience)):
+            if value and not (self.data.eval or self.eval.suites):
+                raise InputError(f"--{name}={value} needs pairs to evaluate on; give --data.eval or --eval.suites")
         parse_profile_steps(self.profile_steps)
         if not self.data.train:
             raise InputError("--data.train is empty: name a file, a glob, a directory, gs://... or hf://dataset")
-        for group in (self.model, self.data, self.optimizer, self.loss):
+        for group in (self.model, self.data, self.eval, self.optimizer, self.loss):
             group.validate()
 
     def to_dict(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def evaluate() -> None:
     start_distributed(_DISTRIBUTED.value)
     model = find_model(_MODEL.value)
     max_length = _MAX_LENGTH.value or model.max_length
-    asked = [read_questions(request, model.tokenizer, max_length, say) for request in requests]
+    asked = [read_questions(request, model.tokenizer, max_length, model.llama.vocab_size, say) for request in requests]
     scorer = model.open(
         mesh_dim=_MESH_DIM.value, dtype=_DTYPE.value, batch_tokens=_BATCH_TOKENS.value, max_length=max_length
     )

@@ -32,6 +32,8 @@ MAY_CHANGE = {
     "output_dir",
     "log_freq",
     "eval_freq",
+    "eval.suites",
+    "eval.patience",
     "save_freq",
     "save_minutes",
     "keep_checkpoints",

@@ -16,6 +16,7 @@ from easyrm.data.stream import ahead
 from easyrm.data.tokenizer import load_tokenizer
 from easyrm.distributed import say, start_distributed
 from easyrm.errors import NonFiniteLoss, Resumable, SaveFailed
+from easyrm.evaluator import Evaluator
 from easyrm.export import export_run
 from easyrm.file_digests import recorded_parameters
 from easyrm.flags import define_run_flags, run_command, run_config
@@ -25,7 +26,6 @@ from easyrm.planning.search import idle_devices
 from easyrm.planning.workload import demand_of_inputs
 from easyrm.sharding import check_heads, make_mesh, row_groups
 from easyrm.training.checkpoint import Checkpoints
-from easyrm.training.evaluation import evaluate
 from easyrm.training.inputs import Inputs
 from easyrm.training.interrupt import Interrupt
 from easyrm.training.metrics import MetricsLog, QuietLog, open_metrics
@@ -69,6 +69,7 @@ class Job:
     directory: epath.Path
     source: ModelSource
     inputs: Inputs
+    evaluator: Evaluator
     program: Program
     record: dict[str, Any]
     checkpoints: Checkpoints
@@ -98,7 +99,16 @@ def prepare(config: RunConfig) -> Job:
     inputs = Inputs(
         config, tokenizer, source.config, row_groups=row_groups(mesh), say=say, start=checkpoints.newest() or START
     )
-    agree(inputs.fingerprints(), "data")
+    evaluator = Evaluator(
+        config,
+        directory,
+        inputs,
+        tokenizer,
+        vocab_size=source.config.vocab_size,
+        row_groups=row_groups(mesh),
+        say=say,
+    )
+    agree(inputs.fingerprints() | evaluator.fingerprints(), "data")
     if note := idle_devices(config, source.config, mesh, demand_of_inputs(config, inputs)):
         say(f"note: {note}")
 
@@ -117,7 +127,7 @@ def prepare(config: RunConfig) -> Job:
         state = program.state_of(model)
     else:
         state = program.random_state()
-    return Job(config, directory, source, inputs, program, record, checkpoints, state, start)
+    return Job(config, directory, source, inputs, evaluator, program, record, checkpoints, state, start)
 
 
 def take_steps(job: Job, log: MetricsLog | QuietLog, interrupt: Interrupt) -> Progress:
@@ -140,12 +150,12 @@ def take_steps(job: Job, log: MetricsLog | QuietLog, interrupt: Interrupt) -> Pr
     def evaluated(progress: Progress) -> Progress:
         report.flush()
         rewards_of = functools.partial(program.rewards, job.state.model)
-        evaluated = evaluate(rewards_of, inputs.eval(inputs.eval_order()), config.loss, interrupt.requested)
-        figures = evaluated and evaluated.figures
+        figures = job.evaluator(rewards_of, progress.step, interrupt.requested)
         report.restart_clock()
-        if figures is not None:
-            log.write({"step": progress.step, **figures})
-        return dataclasses.replace(progress, pending_eval=figures is None, metrics=figures or {})
+        if figures is None:
+            return dataclasses.replace(progress, pending_eval=True)
+        log.write({"step": progress.step, **figures})
+        return progress.evaluated(figures, config.best_metric)
 
     def save(progress: Progress) -> None:
         report.flush()  # a state that came of a non-finite loss is never saved
@@ -160,15 +170,15 @@ def take_steps(job: Job, log: MetricsLog | QuietLog, interrupt: Interrupt) -> Pr
         if progress.pending_eval and not (progress := evaluated(progress)).pending_eval:
             checkpoints.evaluated(progress)
         for step, (indices, batch) in enumerate(batches, job.start.step + 1):
-            if interrupt.requested():
+            if interrupt.requested() or learned_enough(config, progress):
                 break
             profile.before(step)
             job.state, metrics = program.train_step(job.state, batch)
             profile.after(step, metrics)
             report.add(step, metrics, indices, batch)
-            progress = job.start.after(step, config.data.batch_size)
+            progress = progress.after(step, config.data.batch_size)
             checkpoints.check()
-            if inputs.eval and (step == inputs.steps or _due(step, config.eval_freq)):
+            if job.evaluator and (step == inputs.steps or _due(step, config.eval_freq)):
                 progress = evaluated(progress)
             if clock.due(step) or (config.keep_best and progress.metrics):
                 save(progress)
@@ -176,7 +186,7 @@ def take_steps(job: Job, log: MetricsLog | QuietLog, interrupt: Interrupt) -> Pr
             save(progress)
     except NonFiniteLoss as error:
         if error.before and error.step > job.start.step + 1:
-            checkpoints.save(job.state, job.start.after(error.step - 1, config.data.batch_size), job.record)
+            checkpoints.save(job.state, progress.after(error.step - 1, config.data.batch_size), job.record)
         checkpoints.settle()
         newest = checkpoints.newest()
         raise NonFiniteLoss(f"{error}; {_last_good(newest)}", error.step, before=error.before) from error
@@ -194,26 +204,38 @@ def finish(job: Job, progress: Progress, interrupt: Interrupt) -> None:
     saved = f"saved after step {newest.step} of {steps} in {directory}" if newest.step else "nothing is saved"
     if newest.step < progress.step:
         saved += f"; step {progress.step} is not, see the warnings above"
-    if progress.step < steps or progress.pending_eval:
+    if progress.pending_eval or (progress.step < steps and not learned_enough(job.config, progress)):
         raise Resumable(f"stopped by {interrupt.signal.name}: {saved}; run the same command again to resume")
-    say(f"trained {steps} steps; {saved}")
+    if progress.step < steps:
+        metric, patience = job.config.best_metric, job.config.eval.patience
+        say(f"no better {metric} in {patience} evaluations (--eval.patience): the run ends early")
+    say(f"trained {progress.step} steps; {saved}")
+    if progress.best is not None:
+        say(f"the best {job.config.best_metric} is {progress.best:.4g}, of step {progress.best_step}")
     say(job.inputs.account(progress.position))
     export = directory / "export"
     if job.config.export and (export / "config.json").exists():
         same = recorded_parameters(export) == digests_as_imported(job.state.model, job.config.export_dtype)
         say(
             f"{export} is there already and stays as it is"
-            + ("" if same else f": not step {steps}; remove it for that")
+            + ("" if same else f": not step {progress.step}; remove it for that")
         )
     elif job.config.export:
         _remove_unfinished(export)
         try:
             with interrupt.nothing_unsaved(f"during the export: {saved}"):
-                export_run(job.state.model, directory, export, step=steps, dtype=job.config.export_dtype, say=say)
+                export_run(
+                    job.state.model, directory, export, step=progress.step, dtype=job.config.export_dtype, say=say
+                )
         except (OSError, SafetensorError) as error:
             raise SaveFailed(f"the export to {export} failed ({error}); {saved}; {_AGAIN}") from error
     if newest.step < progress.step:
         raise SaveFailed(f"the run is trained, but {saved}; {_AGAIN}")
+
+
+def learned_enough(config: RunConfig, progress: Progress) -> bool:
+    """Whether as many evaluations as --eval.patience says have brought nothing better."""
+    return 0 < config.eval.patience <= progress.stale and not progress.pending_eval
 
 
 def _remove_unfinished(export: epath.Path) -> None:

@@ -1,6 +1,6 @@
 """From conversations to token ids, or to the reason why one cannot be scored."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from easyrm.data.encode import token_ids
 from easyrm.data.pairs import Dropped, Messages
 from easyrm.data.template import render
 from easyrm.data.tokenizer import Tokenizer
+from easyrm.errors import InputError
 
 _AT_ONCE = 256  # texts tokenized at once
 
@@ -56,6 +57,15 @@ def encode_texts(
                 tokens = _overlong(len(tokens), max_length) if long else Conversation(prompt, tokens.astype(np.int32))
             found.append(tokens)
     return found
+
+
+def check_vocabulary(conversations: Iterable[Conversation | Dropped], vocab_size: int) -> None:
+    """Raises InputError for a token id that a model of this size lacks."""
+    largest = max((int(found.tokens.max()) for found in conversations if isinstance(found, Conversation)), default=0)
+    if largest >= vocab_size:
+        raise InputError(
+            f"token id {largest} is beyond the model's vocab_size={vocab_size}; give the tokenizer it was made with"
+        )
 
 
 def _fewest_tokens(tokenizer: Tokenizer, text: str) -> int:

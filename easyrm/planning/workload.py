@@ -112,8 +112,9 @@ def demand_of_inputs(config: RunConfig, inputs: Inputs) -> Demand:
     batch = config.data.batch_size
     mean = float((chosen + prompt + rejected).sum()) / len(store)
     shape = max(inputs.train.shapes, key=lambda shape: shape.capacity)
+    kind = "groups" if store.width else "pairs"
     assumed = (
-        f"{len(store)} {'groups' if store.width else 'pairs'} of {mean:.0f} unique tokens, read from {config.data.train}",
+        f"{len(store)} {kind} of {mean:.0f} unique tokens, read from {config.data.train}",
         f"compiled: the largest of the run's {len(inputs.train.shapes)} row shapes",
     )
     keys_a_record = float(keys.sum()) / len(store)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from easyrm import __version__
 from easyrm.data import sources
-from easyrm.data.conversations import Conversation, encode_conversations
+from easyrm.data.conversations import Conversation, check_vocabulary, encode_conversations
 from easyrm.data.pairs import Dropped
 from easyrm.data.tokenizer import Tokenizer
 from easyrm.errors import InputError
@@ -47,10 +47,13 @@ class Evaluation(NamedTuple):
     scores: list[dict[str, Any]]
 
 
-def read_questions(request: Request, tokenizer: Tokenizer, max_length: int, say: Callable[[str], None]) -> Questions:
+def read_questions(
+    request: Request, tokenizer: Tokenizer, max_length: int, vocab_size: int, say: Callable[[str], None]
+) -> Questions:
     """Reads `request.source`. An item of which one conversation cannot be scored is dropped whole, and counted.
 
-    Raises InputError for missing files, for columns of another suite, and where nothing is left.
+    Raises InputError for missing files, for columns of another suite, for token ids that a model of `vocab_size` lacks,
+    and where nothing is left.
     """
     questions, dropped, digest, read = [], Counter(), hashlib.sha256(), 0
 
@@ -70,7 +73,9 @@ def read_questions(request: Request, tokenizer: Tokenizer, max_length: int, say:
 
     for some in _portions(items()):
         texts = [messages for item in some for messages in (*item.chosen, *item.rejected)]
-        found = iter(encode_conversations(tokenizer, texts, max_length))
+        found = encode_conversations(tokenizer, texts, max_length)
+        check_vocabulary(found, vocab_size)
+        found = iter(found)
         for item in some:
             chosen, rejected = (tuple(next(found) for _ in side) for side in (item.chosen, item.rejected))
             if bad := next((one for one in (*chosen, *rejected) if isinstance(one, Dropped)), None):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from easyrm import run, sharding
-from easyrm.data.conversations import Conversation
+from easyrm.data.conversations import Conversation, check_vocabulary
 from easyrm.data.packing import RowBatch
 from easyrm.data.sharing import fill_rows, share
 from easyrm.data.stream import ahead
@@ -40,6 +40,7 @@ class Scorer:
     name: str
     rewards_of: Callable[[RowBatch], tuple[jax.Array, jax.Array]]
     tokenizer: Tokenizer
+    vocab_size: int
     max_length: int
     row_groups: int
     batch_tokens: int = BATCH_TOKENS
@@ -50,9 +51,13 @@ class Scorer:
     def score(
         self, conversations: Sequence[Conversation], stop: Callable[[], bool] = lambda: False
     ) -> list[float] | None:
-        """The reward of each, in order. Blocks; None where `stop`, asked before each batch, ended it."""
+        """The reward of each, in order. Blocks; None where `stop`, asked before each batch, ended it.
+
+        Raises InputError for token ids that the model lacks.
+        """
         if not conversations:
             return []
+        check_vocabulary(conversations, self.vocab_size)
         segments, at = share(conversations)
         rewards = np.empty((len(segments), 2), np.float32)
         under_way: deque = deque()
@@ -123,6 +128,7 @@ class FoundModel:
             name=self.name,
             rewards_of=lambda batch: rewards_of(model, sharding.place_batch(mesh, batch)),
             tokenizer=self.tokenizer,
+            vocab_size=self.llama.vocab_size,
             max_length=max_length or self.max_length,
             row_groups=sharding.row_groups(mesh),
             batch_tokens=batch_tokens,

@@ -1,6 +1,7 @@
 """The checkpoints of a run, by Orbax: parameters, moments, progress and configuration, one composite step."""
 
 import contextlib
+import dataclasses
 import gc
 import logging
 import sys
@@ -76,7 +77,8 @@ class Checkpoints:
 
     def _progress(self, step: int) -> Progress:
         record = self._records[step]
-        return Progress(step, record["position"], record["pending_eval"], record["metrics"])
+        known = {field.name for field in dataclasses.fields(Progress)}
+        return Progress(**{name: value for name, value in record.items() if name in known})
 
     def save(self, state: TrainState, progress: Progress, record: dict[str, Any]) -> None:
         """Start writing a step, after waiting for the one before; `record` is the run's config.json.
@@ -106,7 +108,7 @@ class Checkpoints:
 
     def evaluated(self, progress: Progress) -> None:
         """Note the figures of a step whose evaluation was pending when it was saved."""
-        record = {**self._records[progress.step], "pending_eval": False, "metrics": progress.metrics}
+        record = self._records[progress.step] | dataclasses.asdict(progress)
         self._records[progress.step] = record
         if jax.process_index() == 0:
             rewrite_record(self._directory, record)

@@ -63,7 +63,7 @@ def _square(rows: RowBatch, chosen: jax.Array, rejected: jax.Array) -> tuple[jax
 
     rewards, ranks = of_groups(chosen, rejected), of_groups(rows.chosen_rank, rows.rejected_rank)
     one, other = ranks[..., :, None], ranks[..., None, :]
-    return rewards[..., :, None], rewards[..., None, :], (0 <= one) & (one < other)
+    return rewards[..., :, None], rewards[..., None, :], (one >= 0) & (one < other)
 
 
 def _mean(values: jax.Array, among: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
