@@ -224,9 +224,8 @@ def finish(job: Job, progress: Progress, interrupt: Interrupt) -> None:
         _remove_unfinished(export)
         try:
             with interrupt.nothing_unsaved(f"during the export: {saved}"):
-                export_run(
-                    job.state.model, directory, export, step=progress.step, dtype=job.config.export_dtype, say=say
-                )
+                dtype = job.config.export_dtype
+                export_run(job.state.model, directory, export, step=progress.step, dtype=dtype, say=say)
         except (OSError, SafetensorError) as error:
             raise SaveFailed(f"the export to {export} failed ({error}); {saved}; {_AGAIN}") from error
     if newest.step < progress.step:

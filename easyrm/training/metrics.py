@@ -138,7 +138,8 @@ def read_metrics(directory: epath.Path) -> list[dict[str, Any]]:
 
 def _precedes(line: dict[str, Any], start: Progress) -> bool:
     # An evaluation that a checkpoint calls pending is made anew.
-    return line["step"] < start.step + ("eval/loss" not in line or not start.pending_eval)
+    evaluation = any(key.startswith("eval/") for key in line)
+    return line["step"] < start.step + (not evaluation or not start.pending_eval)
 
 
 def _lines(path: epath.Path) -> tuple[list[tuple[str, dict[str, Any]]], int]:
