@@ -44,7 +44,12 @@ class Evaluator:
         self._vocab_size, self._row_groups, self._say = vocab_size, row_groups, say
         requests = parse_suites(config.eval.suites, taken=(HELD_OUT,))
         figures = [*METRICS] if inputs.eval else []
-        figures += [f"eval/{request.name}/{figure}" for request in requests for figure in SHARES[request.suite]]
+        figures += [
+            f"eval/{request.name}/{figure}"
+            for request in requests
+            for figure in SHARES[request.suite]
+            if not figure.startswith("interval")
+        ]
         if (config.keep_best or config.eval.patience) and config.best_metric not in figures:
             raise InputError(f"--best_metric={config.best_metric} is not evaluated; choose one of {', '.join(figures)}")
         limit = config.data.max_length

@@ -1,4 +1,4 @@
-"""easyrm.evaluate and --eval.suites: figures that equal a plain count, from a checkpoint, an export and while training."""
+"""easyrm.evaluate and --eval.suites: figures equal a plain count, of exports, checkpoints and running runs."""
 
 import gzip
 import json
@@ -97,14 +97,15 @@ def test_figures_equal_a_plain_loop_over_the_export(trained, tmp_path):
 
 @pytest.mark.parametrize("name", ["eval_llmbar", "eval_xstest"])
 def test_real_pairs_equal_a_plain_loop_over_the_export(tmp_path, shared, name):
-    lines = gzip.open(shared / "data" / f"{name}.jsonl.gz", "rt").read().splitlines()[::12]
+    with gzip.open(shared / "data" / f"{name}.jsonl.gz", "rt") as file:
+        lines = file.read().splitlines()[::12]
     path = write_lines(tmp_path / f"{name}.jsonl", lines)
     settings = make_world(tmp_path, pairs=8)
     init = {"model.init_from": str(shared / "checkpoints" / "stories260K"), "tokenizer": "", "model.config": ""}
     output = tmp_path / "run"
     run({**settings, **init, "output_dir": str(output), "total_steps": 1, "export": True, "export_dtype": "fp32"})
     report = check_against_transformers(output / "export", path, tmp_path / "out", max_length=4096)
-    assert report["figures"]["pairs"] == len(lines) and len(report["subsets"]) > 2
+    assert report["figures"]["pairs"] == len(lines) and len(report["subsets"]) > 1
 
 
 def test_a_checkpoint_gives_what_its_export_gives(trained, tmp_path):
@@ -215,7 +216,7 @@ def test_refusals(trained, tmp_path):
         ({"eval.suites": str(rows)}, "write rewardbench:"),
         (
             {"keep_best": 1, "eval.suites": str(held_out(tmp_path)), "best_metric": "eval/held/score"},
-            "eval/held/margin",
+            "choose one of eval/held/accuracy$",
         ),
     ):
         with pytest.raises(InputError, match=match):
