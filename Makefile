@@ -5,7 +5,7 @@ HH ?=
 
 .PHONY: demo test lint clean
 
-# Train a small reward model on generated pairs (or on HH=path/to/pairs.jsonl), export it and score with the export.
+# Train a small reward model on generated pairs (or on HH=path/to/pairs.jsonl), export it, score with the export and draw a report.
 demo: .venv/.base
 	.venv/bin/python -m demo.run $(if $(HH),--hh=$(HH))
 
@@ -18,7 +18,7 @@ lint: .venv/.test
 
 .venv/.base: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) --constraint constraints.txt --editable .
+	$(PIP) --constraint constraints.txt --editable .[report]
 	touch $@
 
 # torch, for the parity tests only, comes first and in this version: others would bring other builds of it.

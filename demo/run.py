@@ -1,4 +1,4 @@
-"""The whole way in one command: pairs, tokenizer, training from scratch, export, scores of held-out pairs, a table.
+"""The whole way in one command: pairs, tokenizer, training from scratch, export, scores, a report and a table.
 
     python -m demo.run [--output=demo_run] [--hh=path/to/pairs.jsonl]
 
@@ -38,6 +38,7 @@ class Size:
     epochs: int
     lr: float
     log_freq: int
+    eval_freq: int
     least_accuracy: float
 
 
@@ -51,6 +52,7 @@ GENERATED = Size(
     epochs=6,
     lr=5e-3,
     log_freq=25,
+    eval_freq=250,
     least_accuracy=0.9,
 )
 REAL = Size(
@@ -63,6 +65,7 @@ REAL = Size(
     epochs=1,
     lr=1e-3,
     log_freq=1,
+    eval_freq=25,
     least_accuracy=0.0,
 )
 
@@ -219,6 +222,8 @@ def main() -> None:
         "--optimizer.warmup_ratio=0.1",
         "--optimizer.b2=0.95",
         f"--log_freq={size.log_freq}",
+        f"--data.eval={output}/heldout.jsonl",
+        f"--eval_freq={size.eval_freq}",
         "--export=true",
         f"--output_dir={output}/run",
     )
@@ -229,6 +234,7 @@ def main() -> None:
         f"--output={output}/scores.jsonl",
         "--dtype=fp32",
     )
+    command("easyrm.report", f"{output}/run")
     accuracy = table(output, size, {"training": training, "scoring": scoring})
     if accuracy < size.least_accuracy:
         sys.exit(f"held-out accuracy {accuracy:.3f} is below {size.least_accuracy}")

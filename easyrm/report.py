@@ -1,7 +1,5 @@
 """One page on a run: `python -m easyrm.report RUN_DIR [--output=RUN_DIR/report]`."""
 
-import importlib.util
-
 from absl import flags
 from etils import epath
 
@@ -21,10 +19,12 @@ def report() -> None:
     """
     if not _RUN.value:
         raise InputError("no run is named: python -m easyrm.report RUN_DIR")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("the report's figures need matplotlib, which is not installed; pip install easyrm[report]")
-    from easyrm.reporting.page import make_page
-
+    try:
+        from easyrm.reporting.page import make_page
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        raise InputError("figures need matplotlib, which is not installed; pip install easyrm[report]") from error
     run = load_run(epath.Path(_RUN.value))
     output = epath.Path(_OUTPUT.value) if _OUTPUT.value else run.directory / "report"
     page, pictures = make_page(run)

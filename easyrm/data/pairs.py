@@ -1,5 +1,6 @@
 """From a record to a pair of conversations, or to the reason why it is none."""
 
+import json
 import math
 import reprlib
 from typing import NamedTuple
@@ -69,6 +70,19 @@ def object_of(record: Record) -> dict:
     if not isinstance(record.value, dict):
         raise Dropped(MALFORMED, f"a {type(record.value).__name__} where an object should be")
     return record.value
+
+
+def json_id(value: dict) -> str | None:
+    """The `id` of a record as JSON text; what JSON has no form for (dates, bytes of Parquet) is written as a string.
+
+    Raises Dropped (malformed) for one that is nested too deeply to be written.
+    """
+    if "id" not in value:
+        return None
+    try:
+        return json.dumps(value["id"], default=str)
+    except (RecursionError, TypeError, ValueError) as error:
+        raise Dropped(MALFORMED, f"id cannot be written as JSON ({error})") from error
 
 
 def messages_of(value: dict, key: str, where: str) -> Messages:

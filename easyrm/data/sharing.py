@@ -10,7 +10,7 @@ import numpy as np
 
 from easyrm.data.conversations import Conversation
 from easyrm.data.packing import RowBatch, RowShape, pack, pair_lengths, place
-from easyrm.data.store import TokenPair
+from easyrm.data.store import TokenPair, common_prefix
 
 _UNIT = 128  # of row lengths
 _LENGTHS = 6  # row lengths that are tried
@@ -39,13 +39,6 @@ def share(conversations: Sequence[Conversation]) -> tuple[list[TokenPair], np.nd
             a, b = tokens[two[0]], tokens[two[-1]]
             segments.append(TokenPair(a, b, common_prefix(a, b), math.nan, ""))
     return segments, at[which]
-
-
-def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    """How many tokens two sequences begin with alike."""
-    n = min(len(a), len(b))
-    different = np.flatnonzero(a[:n] != b[:n])
-    return int(different[0]) if len(different) else n
 
 
 def fill_rows(

@@ -209,7 +209,7 @@ class _Writer:
         chosen, *rest = record.responses[first : first + 2]
         rejected = rest[0] if rest else chosen
         ranks = (*record.ranks[first : first + 2], -1)[:2]
-        prompt = _common_prefix(chosen, rejected)
+        prompt = common_prefix(chosen, rejected)
         place = (self.written, len(chosen), len(rejected), prompt)
         labels = (record.margin, record.probability, ranks, first // 2)
         row = np.array((*place, *labels, len(self.files) - 1, record.line), _INDEX)
@@ -254,7 +254,8 @@ class _Writer:
         return store
 
 
-def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+    """How many tokens two sequences begin with alike."""
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     return int(different[0]) if len(different) else n

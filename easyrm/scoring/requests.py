@@ -7,7 +7,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from easyrm.data.conversations import Conversation, encode_conversations
-from easyrm.data.pairs import MALFORMED, Dropped, Messages, messages_of, object_of
+from easyrm.data.pairs import Dropped, Messages, json_id, messages_of, object_of
 from easyrm.data.readers import Record
 from easyrm.data.responses import responses_of
 from easyrm.data.tokenizer import Tokenizer
@@ -39,19 +39,6 @@ def parse_request(record: Record) -> Request:
         return Request(PAIR, id, sides)
     except Dropped as dropped:
         return Request(ERROR, id, error=str(dropped))
-
-
-def json_id(value: dict) -> str | None:
-    """The `id` of a record as JSON text; what JSON has no form for (dates, bytes of Parquet) is written as a string.
-
-    Raises Dropped (malformed) for one that is nested too deeply to be written.
-    """
-    if "id" not in value:
-        return None
-    try:
-        return json.dumps(value["id"], default=str)
-    except (RecursionError, TypeError, ValueError) as error:
-        raise Dropped(MALFORMED, f"id cannot be written as JSON ({error})") from error
 
 
 class Encoded(NamedTuple):

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from easyrm.data.pairs import object_of, parse_pair
+from easyrm.data.pairs import json_id, object_of, parse_pair
 from easyrm.data.readers import Record
-from easyrm.scoring.requests import json_id
 from easyrm.suites.counting import by_subset, mean, pair_verdict
 from easyrm.suites.interval import wilson
 from easyrm.suites.item import Answer, Item

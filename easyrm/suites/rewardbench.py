@@ -4,10 +4,9 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any
 
-from easyrm.data.pairs import parse_pair
+from easyrm.data.pairs import json_id, parse_pair
 from easyrm.data.readers import Record
 from easyrm.errors import InputError
-from easyrm.scoring.requests import json_id
 from easyrm.suites.counting import by_subset, mean, pair_verdict
 from easyrm.suites.item import Answer, Item
 from easyrm.suites.records import fields, label, suite_of, turns

@@ -7,10 +7,9 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any
 
-from easyrm.data.pairs import MALFORMED, Dropped
+from easyrm.data.pairs import MALFORMED, Dropped, json_id
 from easyrm.data.readers import Record
 from easyrm.errors import InputError
-from easyrm.scoring.requests import json_id
 from easyrm.suites.counting import Verdict, by_subset, mean
 from easyrm.suites.item import Answer, Item
 from easyrm.suites.records import fields, label, turns

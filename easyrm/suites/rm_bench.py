@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from easyrm.data.pairs import MALFORMED, Dropped
+from easyrm.data.pairs import MALFORMED, Dropped, json_id
 from easyrm.data.readers import Record
 from easyrm.errors import InputError
-from easyrm.scoring.requests import json_id
 from easyrm.suites.counting import Verdict, by_subset, mean
 from easyrm.suites.item import Answer, Item
 from easyrm.suites.records import fields, label, turns
