@@ -195,7 +195,7 @@ def test_the_page_loads_nothing_and_escapes_what_comes_from_data(tmp_path):
     html, _, _ = page_of(run)
     assert "&lt;img src=&#34;https://evil.example/x&#34;&gt;" in html and "&lt;script&gt;" in html
     tags = re.findall(r"<[a-zA-Z][^>]*>", html)
-    assert not [tag for tag in tags if "http" in tag.lower() or "evil" in tag]
+    assert not [tag for tag in tags if "://" in tag]
     assert set(re.findall(r"src=\"([^\"]*)", " ".join(tags))) == {""}  # the pictures, which page_of took out
     assert not re.search(r"<(script|link|iframe|object)|@import|url\(", html)
 
@@ -265,6 +265,7 @@ def test_several_answers_are_not_taken_for_pairs(tmp_path):
     many = {"chosen": [1.5], "rejected": [0.5, -1, 2], "chosen_tokens": [9], "rejected_tokens": [7, 8, 9]}
     add_evaluation(run, 1, "rb2", [[], [], [], []], many, many, suite="rewardbench2")
     html, names, notes = page_of(run)
+    assert "No accuracy by subset is recorded in rb2.json" in html
     scores = load_run(run).evaluations[0].scores
     assert (len(scores.chosen), len(scores.rejected), scores.paired) == (2, 6, False)
     assert "Several answers are compared at a time" in html and not notes
@@ -315,7 +316,7 @@ def test_without_matplotlib_one_line_says_what_to_install(tmp_path):
     hide = tmp_path / "sitecustomize.py"
     hide.write_text(
         "import sys\nclass Hide:\n    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'matplotlib': raise ModuleNotFoundError(name)\nsys.meta_path.insert(0, Hide())\n"
+        "        if name == 'matplotlib': raise ModuleNotFoundError(name, name=name)\nsys.meta_path.insert(0, Hide())\n"
     )
     done = call("report", {"run": run}, PYTHONPATH=f"{tmp_path}:{':'.join(sys.path)}")
     assert done.returncode == 2 and "pip install easyrm[report]" in done.stderr and done.stderr.count("\n") == 1

@@ -19,7 +19,8 @@ def rewards_figure(evaluation: Evaluation, scores: Scores) -> Picture:
     def paint(axes: Axes) -> None:
         every = np.concatenate([scores.chosen, scores.rejected])
         low, high = float(every.min()), float(every.max())
-        edges = np.linspace(low, high, 41) if high > low else np.linspace(low - 0.5, low + 0.5, 3)
+        count = int(np.clip(np.sqrt(len(every)), 10, 40))
+        edges = np.linspace(low, high, count + 1) if high > low else np.linspace(low - 0.5, low + 0.5, 3)
         for values, color, label in ((scores.chosen, BLUE, "chosen"), (scores.rejected, VERMILION, "rejected")):
             heights = np.histogram(values, edges)[0] / len(values)
             axes.stairs(heights, edges, fill=True, color=color, alpha=0.28)

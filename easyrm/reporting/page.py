@@ -73,10 +73,8 @@ def _data(run: Run) -> dict[str, Any]:
         report = run.record["data"].get(name)
         if report:
             files = [str(file) for file in report.get("files", [])]
-            files = ", ".join(
-                [*files[:_FILES], *([f"and {len(files) - _FILES:,} more"] if len(files) > _FILES else [])]
-            )
-            body.append([title, files, *_counts(report, "kept")])
+            more = [f"and {len(files) - _FILES:,} more"] if len(files) > _FILES else []
+            body.append([title, ", ".join(files[:_FILES] + more), *_counts(report, "kept")])
         else:
             body.append([title, "none given", *[words.MISSING] * 3])
     for one in run.evaluations:
@@ -130,7 +128,7 @@ def _score_panels(evaluation: Evaluation, panel) -> list[dict[str, Any]]:
 def _subset_panel(evaluation: Evaluation, subsets: list[Subset], odd: int, panel) -> dict[str, Any]:
     texts = [f"{count_of(odd, 'subset')} left out: without a count and an accuracy."] if odd else []
     if not subsets:
-        return panel("No record has a subset, so there is no accuracy by subset.", *texts)
+        return panel(f"No accuracy by subset is recorded in {evaluation.name}.json (step {evaluation.step:,}).", *texts)
     if len(subsets) > _MOST_BARS:
         largest = set(sorted(subsets, key=lambda one: -one.count)[:_MOST_BARS])
         texts.append(f"The {_MOST_BARS} largest of {len(subsets):,} subsets are drawn; the table has all.")

@@ -14,6 +14,7 @@ from easyrm.data.conversations import Conversation, check_vocabulary, encode_con
 from easyrm.data.pairs import Dropped
 from easyrm.data.tokenizer import Tokenizer
 from easyrm.errors import InputError
+from easyrm.evaluations import PAIRWISE
 from easyrm.scoring.scorer import Scorer
 from easyrm.suites.item import Answer, Item
 from easyrm.suites.registry import SUITES, Request
@@ -109,7 +110,7 @@ def judge(
     for item, chosen, rejected in questions.questions:
         answer = Answer(item.id, item.subset, *(tuple(next(rewards) for _ in side) for side in (chosen, rejected)))
         answers.append(answer)
-        lines.append(_line(answer, chosen, rejected))
+        lines.append(_line(answer, chosen, rejected, one=questions.request.suite in PAIRWISE))
     suite = SUITES[questions.request.suite]
     counts = scorer.counts - before
     report = {
@@ -135,12 +136,14 @@ def judge(
     return Evaluation(report, lines)
 
 
-def _line(answer: Answer, chosen: tuple[Conversation, ...], rejected: tuple[Conversation, ...]) -> dict[str, Any]:
-    """Scalars where there is one on each side, else lists."""
+def _line(
+    answer: Answer, chosen: tuple[Conversation, ...], rejected: tuple[Conversation, ...], *, one: bool
+) -> dict[str, Any]:
+    """Scalars where a suite has `one` on each side, else lists."""
     values = {"chosen": answer.chosen, "rejected": answer.rejected}
     for side, conversations in (("chosen", chosen), ("rejected", rejected)):
         values[f"{side}_tokens"] = tuple(len(conversation.tokens) for conversation in conversations)
-    if len(chosen) == len(rejected) == 1:
+    if one:
         values = {name: value[0] for name, value in values.items()}
     head = {"id": json.loads(answer.id)} if answer.id is not None else {}
     return head | ({"subset": answer.subset} if answer.subset else {}) | values
