@@ -30,7 +30,7 @@ from easyrm.serving.server import run_server
 
 class Slow(Stand):
     def score(self, conversations):
-        time.sleep(float(scoring))
+        time.sleep(float(scoring) if conversations[0].prompt else 0)  # the warm-up has none
         return super().score(conversations)
 
 def open_scorer():
@@ -42,7 +42,7 @@ run_server(open_scorer, host="127.0.0.1", port=0, limits=Limits())
 
 
 class Server:
-    """A server process; `url` parts and what it has said."""
+    """A server process that listens."""
 
     def __init__(self, arguments, **environment):
         self.process = subprocess.Popen(
@@ -115,7 +115,7 @@ def test_stops_at_once_while_the_model_is_loaded_and_at_a_second_signal(tokenize
     with stand_in_server(tokenizer_file, loading=60) as server:
         wait(lambda: server.request("GET", "/health")[0] == 503)
         assert server.stop(signal.SIGTERM)[0] == 0
-    with stand_in_server(tokenizer_file, scoring=3).ready() as server, ThreadPoolExecutor() as pool:
+    with stand_in_server(tokenizer_file, scoring=60).ready() as server, ThreadPoolExecutor() as pool:
         answer = pool.submit(server.ask, ["ant"])
         wait(lambda: server.counts()["requests"] == 1)
         server.process.send_signal(signal.SIGTERM)

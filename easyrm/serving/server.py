@@ -48,8 +48,8 @@ class _Server(uvicorn.Server):
         """A stop that was asked for is a success: the signal is not raised again at the end, as uvicorn would."""
         if self.should_exit:
             os._exit(128 + sig)
+        self.should_exit = True  # first: a second signal may come while this one is being told
         print(f"easyrm: {signal.Signals(sig).name}: finishing what is in flight", file=sys.stderr, flush=True)
-        self.should_exit = True
 
 
 def _listen(host: str, port: int) -> socket.socket:
