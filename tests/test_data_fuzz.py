@@ -37,13 +37,13 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
-def check(path, tokenizer, content, **config):
+def check(path, tokenizer, content, ranked=False, **config):
     """Writes the file and builds its store; returns it (None: refused)."""
     path.write_bytes(content)
     log = []
     config = DataConfig(**{"max_bad_fraction": 1.0, "max_length": 64, **config})
     try:
-        store = build_store(str(path), tokenizer, config, log=log.append)
+        store = build_store(str(path), tokenizer, config, ranked=ranked, log=log.append)
     except InputError as error:
         assert len(str(error).splitlines()) == 1
         return None
@@ -51,8 +51,7 @@ def check(path, tokenizer, content, **config):
         "".join(log).encode()  # what is said can be printed
     report = store.report
     assert report["read"] == report["kept"] + sum(report["dropped"].values()) and report["kept"] == len(store)
-    for i in range(len(store)):
-        pair = store[i]
+    for pair in (unit for i in range(len(store)) for unit in (store.group(i) if ranked else [store[i]])):
         assert 0 < max(len(pair.chosen), len(pair.rejected)) <= config.max_length
         assert max(pair.chosen.max(), pair.rejected.max()) < tokenizer.vocab_size and not math.isinf(pair.margin)
     return store
@@ -71,8 +70,18 @@ messages = st.lists(st.fixed_dictionaries({"role": role, "content": text}), max_
 conversation = st.builds(lambda first, last: [*first, {"role": "assistant", "content": f"{last}."}], messages, text)
 good = text.map(lambda content: [{"role": "assistant", "content": f"{content}."}])
 side = st.one_of(good, good, good, conversation, messages, json_values)  # mostly what is kept
-extra = {"id": json_values, "margin": st.one_of(number, number, json_values), "subset": json_values}
+extra = {
+    "id": json_values,
+    "margin": st.one_of(number, number, json_values),
+    "probability": number,
+    "subset": json_values,
+}
 pair = st.fixed_dictionaries({"chosen": side, "rejected": side}, optional=extra)
+response = text | text.map(lambda content: {"role": "assistant", "content": content}) | json_values
+group = st.fixed_dictionaries(
+    {"prompt": text | messages | json_values, "responses": st.lists(response, max_size=5) | json_values},
+    optional={**extra, "ranks": st.lists(st.integers(0, 3) | number, max_size=5) | json_values},
+)
 whole = "".join(json.dumps(pair) + "\n" for pair in make_pairs(30)).encode()
 parquet = io.BytesIO()
 pyarrow.parquet.write_table(pyarrow.Table.from_pylist(make_pairs(30)), parquet, row_group_size=10)
@@ -126,6 +135,14 @@ def test_any_pairs(folder, tokenizer, values, duplicates, ties):
     """Among them one that is good, so that what is kept is looked at."""
     values = [*values, GOOD]
     store = check(folder / "x.jsonl", tokenizer, lines(values), drop_duplicates=duplicates, drop_ties=ties)
+    assert store is not None and store.report["read"] == len(values)
+
+
+@fuzz
+@given(values=st.lists(group | pair, min_size=1, max_size=6), duplicates=st.booleans())
+def test_any_groups(folder, tokenizer, values, duplicates):
+    values = [*values, {"prompt": "why", "responses": ["yes", "no", "so"]}]
+    store = check(folder / "x.jsonl", tokenizer, lines(values), ranked=True, drop_duplicates=duplicates)
     assert store is not None and store.report["read"] == len(values)
 
 

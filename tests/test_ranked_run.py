@@ -114,8 +114,7 @@ def test_what_is_said(world, tmp_path, capsys):
 
 def test_soft_labels(world, tmp_path, capsys):
     """A probability of 1, or none at all, is a label; without any there is nothing to be soft."""
-    settings, folder = world
-    settings |= {"num_epochs": 1.0, "data.batch_size": 8}
+    settings = {**world[0], "num_epochs": 1.0, "data.batch_size": 8}
     given = {"none": lambda i: None, "one": lambda i: None if i % 2 else 1, "some": lambda i: 0.25 + 0.5 * (i % 2)}
     losses = {}
     for name, probability in given.items():
@@ -125,7 +124,7 @@ def test_soft_labels(world, tmp_path, capsys):
     assert "note: 8 of 16 pairs have no probability and get 1" in capsys.readouterr().out
     np.testing.assert_allclose(losses["one"], losses["none"], rtol=1e-6)
     assert np.abs(np.subtract(losses["some"], losses["none"])).min() > 1e-3
-    with pytest.raises(InputError, match="--loss.soft_labels uses probabilities and no pair has one"):
+    with pytest.raises(InputError, match=r"--loss\.soft_labels uses probabilities and no pair has one"):
         none = str(tmp_path / "none.jsonl")
         run({**settings, "data.train": none, "loss.soft_labels": True, "output_dir": str(tmp_path / "refused")})
 

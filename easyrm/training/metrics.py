@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -17,8 +17,14 @@ from easyrm.files import write_atomically
 from easyrm.redact import redact_tree
 from easyrm.training.progress import Progress
 
-Sink = Callable[[dict[str, Any]], None]
 REMOTE_SECONDS = 30.0
+
+
+class Sink(NamedTuple):
+    """Another place for the lines; what it still holds is written by `close`."""
+
+    write: Callable[[dict[str, Any]], None]
+    close: Callable[[], None]
 
 
 class MetricsLog:
@@ -55,7 +61,7 @@ class MetricsLog:
         self._unwritten += json.dumps(metrics).encode() + b"\n"
         self._flush(upload=time.monotonic() - self._uploaded > REMOTE_SECONDS)
         for sink in self._sinks:
-            sink(metrics)
+            sink.write(metrics)
         self._show(metrics)
 
     def say(self, line: str) -> None:
@@ -100,6 +106,11 @@ class MetricsLog:
         if self._failing:
             self.say(f"warning: the last lines of {self._path} are lost")
         self._file.close()
+        for sink in self._sinks:
+            try:
+                sink.close()
+            except Exception as error:  # the libraries raise errors of their own
+                self.say(f"warning: the last metrics may be missing outside of {self._path} ({error})")
         if self._bar is not None:
             self._bar.close()
 
@@ -168,7 +179,7 @@ def _tensorboard_sink(directory: epath.Path):
             writer.add_scalar(name, value, metrics["step"])
         writer.flush()
 
-    return write
+    return Sink(write, writer.close)
 
 
 def _wandb_sink(project: str, directory: epath.Path, record: dict[str, Any]):
@@ -184,4 +195,4 @@ def _wandb_sink(project: str, directory: epath.Path, record: dict[str, Any]):
     run = wandb.init(
         project=project, name=directory.name, id=directory.name, resume="allow", config=config, settings=settings
     )
-    return lambda metrics: run.log(metrics, step=metrics["step"])
+    return Sink(lambda metrics: run.log(metrics, step=metrics["step"]), run.finish)
