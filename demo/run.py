@@ -22,6 +22,7 @@ import sentencepiece
 from demo.pairs import generate, write_pairs
 
 TRAIN_PAIRS, HELDOUT_PAIRS, SEED = 8000, 800, 0
+FOLDERS = ("run/checkpoints/", "run/evaluations/", "run/report/")  # each one line of the table
 MARK = ".easyrm-demo"  # in a folder that a demo made, and may therefore remove
 
 
@@ -188,11 +189,11 @@ def table(output: Path, size: Size, seconds: dict[str, float]) -> float:
 
 
 def files_written(output: Path) -> dict[str, int]:
-    """Bytes by name; what lies under checkpoints/ is one entry."""
+    """Bytes by name; what lies in a folder of the run with many files is one entry."""
     sizes: dict[str, int] = {}
     for path in sorted(path for path in output.rglob("*") if path.is_file() and path.name != MARK):
         name = str(path.relative_to(output))
-        name = "run/checkpoints/" if name.startswith("run/checkpoints/") else name
+        name = next((folder for folder in FOLDERS if name.startswith(folder)), name)
         sizes[name] = sizes.get(name, 0) + path.stat().st_size
     return sizes
 

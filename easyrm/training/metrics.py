@@ -136,9 +136,9 @@ def open_metrics(
         return QuietLog()
     sinks = []
     if config.tensorboard:
-        sinks.append(_tensorboard_sink(directory))
+        sinks.append(_tensorboard_sink(directory, start))
     if config.wandb_project:
-        sinks.append(_wandb_sink(config.wandb_project, directory, record))
+        sinks.append(_wandb_sink(config.wandb_project, directory, record, start))
     return MetricsLog(directory, start=start, total=record["total_steps"], sinks=sinks)
 
 
@@ -168,11 +168,13 @@ def _lines(path: epath.Path) -> tuple[list[tuple[str, dict[str, Any]]], int]:
     return found, broken
 
 
-def _tensorboard_sink(directory: epath.Path):
+def _tensorboard_sink(directory: epath.Path, start: Progress) -> Sink:
     """A sink for TensorBoard event files under `<directory>/tensorboard` (extra `tensorboard`)."""
     from tensorboardX import SummaryWriter
 
-    writer = SummaryWriter(str(directory / "tensorboard"))
+    # Readers then leave out what an earlier process wrote past the checkpoint, and is written again.
+    resumed = {"purge_step": start.step + 1} if start.step else {}
+    writer = SummaryWriter(str(directory / "tensorboard"), **resumed)
 
     def write(metrics):
         for name, value in metrics.items():
@@ -182,7 +184,7 @@ def _tensorboard_sink(directory: epath.Path):
     return Sink(write, writer.close)
 
 
-def _wandb_sink(project: str, directory: epath.Path, record: dict[str, Any]):
+def _wandb_sink(project: str, directory: epath.Path, record: dict[str, Any], start: Progress) -> Sink:
     """A sink for a Weights & Biases run named after the output directory, which resumes with it (extra `wandb`).
 
     Only the redacted configuration and the metrics are sent.
@@ -195,4 +197,10 @@ def _wandb_sink(project: str, directory: epath.Path, record: dict[str, Any]):
     run = wandb.init(
         project=project, name=directory.name, id=directory.name, resume="allow", config=config, settings=settings
     )
-    return Sink(lambda metrics: run.log(metrics, step=metrics["step"]), run.finish)
+    shift = 0
+    if start.step:
+        # wandb ignores, with a mere warning, what has a lower step than it has seen: what a resumed run writes again
+        # goes behind that, and the true `step` becomes the axis of every chart.
+        shift = max(0, run.step - start.step - (not start.pending_eval))
+        run.define_metric("*", step_metric="step")
+    return Sink(lambda metrics: run.log(metrics, step=metrics["step"] + shift), run.finish)
