@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from runs import make_world, run
+from runs import call, lines_of, make_world, run
 
 
 def by_step(lines):
@@ -59,20 +59,18 @@ def wandb_lines(folder):
                 ids.add(record.run.run_id)
             elif record.WhichOneof("record_type") == "history":
                 items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-                step = json.loads(items["_step"])
+                step = json.loads(items["step"])
                 found |= {(step, key): json.loads(value) for key, value in items.items() if not key.startswith("_")}
     return found, ids
 
 
-def test_wandb_holds_what_metrics_jsonl_holds_also_after_a_restart(tmp_path, monkeypatch):
+def test_wandb_holds_what_metrics_jsonl_holds_also_after_a_restart(tmp_path):
     pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    monkeypatch.setenv("WANDB_SILENT", "true")
     settings = settings_of(tmp_path, wandb_project="rewards")
-    run(settings)
-    lines = run({**settings, "total_steps": 6, "allow_config_change": True})
+    for more in ({}, {"total_steps": 6, "allow_config_change": "true"}):
+        done = call("train_rm", settings | more, WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
+        assert done.returncode == 0, done.stderr
     found, ids = wandb_lines(tmp_path)
-    for key, value in by_step(lines).items():
+    for key, value in by_step(lines_of(tmp_path / "run")).items():
         assert found[key] == pytest.approx(value, rel=1e-6), key
     assert len(ids) == 1

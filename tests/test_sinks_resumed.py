@@ -74,6 +74,7 @@ def test_wandb_loses_no_line(tmp_path, monkeypatch, start):
             wandb.run.log({}, commit=True)  # its last row is whole, as that of a process that has ended
             assert wandb.run.step == (6 if begin == START else last + 1 + max(0, 6 - first_of(start)))
     assert wandb.run is None
+    wandb.teardown()  # ends the process that writes the file
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     records = [Record.FromString(data) for data in wandb_records(path)]
     rows = [
