@@ -93,6 +93,10 @@ def test_wandb_gets_the_redacted_flags_and_the_metrics_and_nothing_else(tmp_path
         def log(metrics, step):
             sent[step] = metrics
 
+        @staticmethod
+        def finish():
+            sent["finished"] = True
+
     wandb = SimpleNamespace(Settings=dict, init=lambda **options: sent.update(options) or Run)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     record = {"config": {"data": {"train": f"https://a.org/pairs.jsonl?token={WANDB}"}, "seed": 1}, "total_steps": 1}
@@ -101,4 +105,4 @@ def test_wandb_gets_the_redacted_flags_and_the_metrics_and_nothing_else(tmp_path
         log.write(line | {"step_time": 1.0})
     assert sent["config"] == {"data": {"train": f"https://a.org/pairs.jsonl?token={REDACTED}"}, "seed": 1}
     assert sent["settings"] == {"x_disable_meta": True, "disable_git": True, "save_code": False, "console": "off"}
-    assert sent[1]["loss"] == 0.5
+    assert sent[1]["loss"] == 0.5 and sent["finished"]

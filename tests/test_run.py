@@ -130,7 +130,7 @@ def test_profile_and_compilation_cache(world, tmp_path):
 
 def test_log_freq_and_tensorboard(world, tmp_path, monkeypatch):
     settings, _, _ = world
-    written = []
+    written, closed = [], []
 
     class Writer:
         def __init__(self, folder):
@@ -142,11 +142,14 @@ def test_log_freq_and_tensorboard(world, tmp_path, monkeypatch):
         def flush(self):
             pass
 
+        def close(self):
+            closed.append(self)
+
     module = type("tensorboardX", (), {"SummaryWriter": Writer})
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", module)
     lines = run({**settings, "data.eval": "", "log_freq": 3, "tensorboard": True, "output_dir": str(tmp_path)})
     assert [line["step"] for line in lines] == [3, 6]
-    assert {("loss", 3), ("loss", 6)} <= set(written)
+    assert {("loss", 3), ("loss", 6)} <= set(written) and len(closed) == 1
 
 
 def test_real_pairs_train_without_a_warning(shared, tmp_path):
