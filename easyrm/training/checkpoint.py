@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import logging
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -128,10 +129,8 @@ class Checkpoints:
 
     def _failed(self, step: int | None, error: Exception) -> None:
         self._records.pop(step, None)
-        with contextlib.suppress(Exception):  # a bucket that is away; what is left, the next start removes
-            if jax.process_count() == 1:  # with more, others may still be writing there
-                for path in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
-                    path.rmtree(missing_ok=True)
+        if jax.process_count() == 1:  # with more, others may still be writing there
+            self._remove_unfinished(step)
         with contextlib.suppress(Exception):
             self._manager.reload()
         newest = self.newest()
@@ -143,6 +142,17 @@ class Checkpoints:
         self._say(f"warning: {message}; training goes on to the next save")
         error.__traceback__ = None  # it holds arrays and coroutines of the failed save
         gc.collect()
+
+    def _remove_unfinished(self, step: int | None) -> None:
+        """Remove what a failed save left. Threads of Orbax may still be writing there, so it is looked at again."""
+        for _ in range(20):
+            with contextlib.suppress(Exception):  # a bucket that is away; what is left, the next start removes
+                left = list(self._directory.glob(f"{step}.orbax-checkpoint-tmp*"))
+                for path in left:
+                    path.rmtree(missing_ok=True)
+                if not left:
+                    return
+            time.sleep(0.05)
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Progress] | None:
         """(state, progress) of the newest step that is whole, on whatever mesh `abstract` names; None without one.
