@@ -63,7 +63,7 @@ class Batcher:
         self.failure: Exception | None = None
         self.counts = Counter(requests=0, conversations=0, batches=0, failed_batches=0, abandoned=0)
         self._open, self._max_batch, self._max_queue = open_scorer, max_batch, max_queue
-        self._jobs: deque[_Job] = deque()
+        self._pending: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
 
@@ -98,12 +98,12 @@ class Batcher:
                 raise QueueFull(f"{waiting} conversations wait, and {self._max_queue} may")
             self.counts["requests"] += 1
             self.counts["conversations"] += len(conversations)
-            self._jobs.append(job)
+            self._pending.append(job)
             self._changed.notify()
         return job.rewards
 
     def _waiting(self) -> int:
-        return sum(len(job.conversations) - job.taken for job in self._jobs if not job.rewards.done())
+        return sum(len(job.conversations) - job.taken for job in self._pending if not job.rewards.done())
 
     def _run(self, ready: Callable[[Scorer], None], failed: Callable[[], None]) -> None:
         try:
@@ -123,23 +123,23 @@ class Batcher:
         parts, room = [], self._max_batch
         with self._changed:
             while not parts:
-                self._changed.wait_for(lambda: self._jobs or self._closing)
-                if not self._jobs:
+                self._changed.wait_for(lambda: self._pending or self._closing)
+                if not self._pending:
                     return []
-                while self._jobs and room:
-                    job = self._jobs[0]
+                while self._pending and room:
+                    job = self._pending[0]
                     if job.rewards.done() and not job.rewards.cancelled():  # its first part failed
-                        self._jobs.popleft()
+                        self._pending.popleft()
                         continue
                     if not job.taken and not job.rewards.set_running_or_notify_cancel():
-                        self.counts["abandoned"] += len(self._jobs.popleft().conversations)
+                        self.counts["abandoned"] += len(self._pending.popleft().conversations)
                         continue
                     part = job.conversations[job.taken : job.taken + room]
                     parts.append((job, part))
                     job.taken += len(part)
                     room -= len(part)
                     if job.taken == len(job.conversations):
-                        self._jobs.popleft()
+                        self._pending.popleft()
         return parts
 
     def _compute(self, parts: list[tuple[_Job, list[Conversation]]]) -> None:
