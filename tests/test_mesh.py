@@ -6,7 +6,9 @@ import re
 import jax
 import numpy as np
 import pytest
-from runs import lines_of, make_world, run, start_two
+import torch
+from runs import TINY_MODEL, lines_of, make_world, run, start_two
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from easyrm.sharding import path_name, spec_of
 from easyrm.training import program as programs
@@ -17,7 +19,12 @@ MESHES = ["8,1,1", "1,8,1", "1,4,2", "2,2,2"]
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mesh")
-    settings = {**make_world(folder), "total_steps": 10, "data.batch_size": 8, "save_freq": 0}
+    torch.manual_seed(0)
+    LlamaForSequenceClassification(LlamaConfig(**TINY_MODEL, num_labels=1, pad_token_id=0)).save_pretrained(
+        folder / "base"
+    )
+    settings = {**make_world(folder), "model.config": "", "model.init_from": str(folder / "base")}
+    settings |= {"total_steps": 10, "data.batch_size": 8, "save_freq": 0}
     alone = run({**settings, "output_dir": str(folder / "alone")})
     return folder, settings, alone
 

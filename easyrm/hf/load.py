@@ -19,6 +19,7 @@ from easyrm.hf.hub import fetch
 from easyrm.hf.names import BUFFERS, LM_HEAD, SCORE_PATH, Weight, weights
 from easyrm.hf.safetensors import DTYPES, Checkpoint
 from easyrm.models.config import LlamaConfig
+from easyrm.resharding import by_rows
 from easyrm.sharding import path_name
 
 # Layers read at once: file reads and conversions overlap, and each holds one chunk of a file.
@@ -120,8 +121,14 @@ def _new_head(shape: tuple[int, ...], std: float, seed: int, sharding: jax.shard
 def _load_leaf(
     checkpoint: Checkpoint, weight: Weight, sharding: jax.sharding.Sharding, readers: ThreadPoolExecutor
 ) -> jax.Array:
-    """One leaf, placed. Every distinct shard of this host's devices is filled in a single pass over the file."""
-    shape = weight.leaf_shape
+    """One leaf, placed. Every distinct shard of this host's devices is filled in a single pass over the file.
+
+    Hosts read rows of their own and exchange them: their devices' parts of most kernels lie in every row of a file.
+    """
+    shape, exchange = weight.leaf_shape, None
+    if jax.process_count() > 1 and len(weight.shape) == 2:
+        columns, rows = (-2, -1) if weight.transposed else (-1, -2)
+        sharding, exchange = by_rows(sharding, shape, rows % len(shape), columns % len(shape))
     indices = sharding.addressable_devices_indices_map(shape).values()
     shards = {
         bounds: np.empty([stop - start for start, stop in bounds], np.float32) for bounds in _distinct(indices, shape)
@@ -133,7 +140,8 @@ def _load_leaf(
             _fill(checkpoint, weight.names[layer], targets)
 
     list(readers.map(read_layer, range(max(weight.layers, 1))))
-    return jax.make_array_from_callback(shape, sharding, lambda index: shards[_bounds(index, shape)])
+    leaf = jax.make_array_from_callback(shape, sharding, lambda index: shards[_bounds(index, shape)])
+    return exchange(leaf) if exchange else leaf
 
 
 def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> Bounds:
@@ -156,12 +164,22 @@ def _targets(shards: dict[Bounds, np.ndarray], weight: Weight, layer: int) -> It
 
 
 def _fill(checkpoint: Checkpoint, name: str, targets: list[tuple[Bounds, np.ndarray]]) -> None:
-    """Copies a stored tensor's parts into their fp32 targets, in one pass over the rows that span them."""
-    start = min(bounds[0][0] for bounds, _ in targets)
-    stop = max(bounds[0][1] for bounds, _ in targets)
-    for at, chunk in checkpoint.rows(name, start, stop):
-        for ((first, last), *columns), target in targets:
-            for row in range(max(at, first), min(at + len(chunk), last), _ROW_BLOCK):
-                end = min(row + _ROW_BLOCK, at + len(chunk), last)
-                part = chunk[(slice(row - at, end - at), *(slice(*column) for column in columns))]
-                target[row - first : end - first] = part.astype(np.float32)
+    """Copies a stored tensor's parts into their fp32 targets, in one pass over the rows that they take."""
+    for start, stop in _runs(bounds[0] for bounds, _ in targets):
+        for at, chunk in checkpoint.rows(name, start, stop):
+            for ((first, last), *columns), target in targets:
+                for row in range(max(at, first), min(at + len(chunk), last), _ROW_BLOCK):
+                    end = min(row + _ROW_BLOCK, at + len(chunk), last)
+                    part = chunk[(slice(row - at, end - at), *(slice(*column) for column in columns))]
+                    target[row - first : end - first] = part.astype(np.float32)
+
+
+def _runs(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The rows of all spans, as few spans as hold them and no other row."""
+    runs: list[tuple[int, int]] = []
+    for first, last in sorted(spans):
+        if runs and first <= runs[-1][1]:
+            runs[-1] = (runs[-1][0], max(last, runs[-1][1]))
+        else:
+            runs.append((first, last))
+    return runs
