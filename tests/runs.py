@@ -137,13 +137,13 @@ def call(module: str, settings: dict, *more: str, devices: int = 1, **environmen
     )
 
 
-def start_two(settings: dict, module: str = "train_rm") -> list[subprocess.Popen]:
-    """A command as two processes of four devices, stdout and stderr together."""
+def start(processes: int, settings: dict, module: str = "train_rm", *, devices: int = 4) -> list[subprocess.Popen]:
+    """A command as several processes of some devices each, stdout and stderr together."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    coordination = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    flags = "--xla_force_host_platform_device_count=4"
+    coordination = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+    flags = f"--xla_force_host_platform_device_count={devices}"
     return [
         subprocess.Popen(
             command(module, settings),
@@ -152,8 +152,13 @@ def start_two(settings: dict, module: str = "train_rm") -> list[subprocess.Popen
             text=True,
             env={**os.environ, "XLA_FLAGS": flags, **coordination, "JAX_PROCESS_ID": str(index)},
         )
-        for index in range(2)
+        for index in range(processes)
     ]
+
+
+def start_two(settings: dict, module: str = "train_rm") -> list[subprocess.Popen]:
+    """A command as two processes of four devices."""
+    return start(2, settings, module)
 
 
 @contextlib.contextmanager

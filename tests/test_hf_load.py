@@ -10,7 +10,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from etils import epath
 from flax import nnx
+from huggingface_hub import DryRunFileInfo
 from safetensors.numpy import load_file, save_file
 from transformers import LlamaConfig as HFLlamaConfig
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
@@ -256,6 +258,37 @@ def test_what_the_hub_does_not_give_is_an_input_error(monkeypatch):
     with pytest.raises(InputError, match=r"hf://org/absent: .*no org/absent here") as error:
         fetch("hf://org/absent")
     assert "\n" not in str(error.value)
+
+
+def test_a_model_that_the_disk_cannot_hold_is_not_downloaded(tmp_path, monkeypatch):
+    sizes, downloads = {"config.json": 600, "model-00001-of-00002.safetensors": 3 * 10**15}, []
+
+    def hub(name, *, allow_patterns, ignore_patterns, dry_run=False):
+        if not dry_run:
+            downloads.append(name)
+            return str(tmp_path)
+        return [
+            DryRunFileInfo("0", size, file, str(tmp_path / file), file in cached, file not in cached)
+            for file, size in sizes.items()
+        ]
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
+    cached = {"config.json"}
+    with pytest.raises(InputError, match=r"hf://org/large: 3000000\.0 GB to download, .* GB free; copy the model to a"):
+        fetch("hf://org/large")
+    assert not downloads
+    cached = set(sizes)
+    assert fetch("hf://org/large") == epath.Path(tmp_path)
+
+
+def test_what_the_cache_holds_needs_no_hub(tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--org--cached" / "snapshots" / "0123"
+    for name, text in {snapshot / "config.json": "{}", snapshot.parents[1] / "refs" / "main": "0123"}.items():
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_text(text)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert fetch("hf://org/cached") == epath.Path(snapshot)
 
 
 _PEAK = """

@@ -1,15 +1,20 @@
 """Where a model comes from: a directory, `gs://...`, or a name on the Hugging Face hub."""
 
+import contextlib
 import re
+import shutil
 
 import huggingface_hub
 from etils import epath
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from easyrm.errors import InputError
 
-_MODEL_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "digests.json"]
-_NOT_MODEL_FILES = ["original/*", "consolidated*"]
+_MODEL_FILES = {
+    "allow_patterns": ["config.json", "*.safetensors", "*.safetensors.index.json", "digests.json"],
+    "ignore_patterns": ["original/*", "consolidated*"],
+}
 
 
 def hub_name(source: str) -> str | None:
@@ -25,8 +30,8 @@ def hub_name(source: str) -> str | None:
 def fetch(source: str | epath.PathLike) -> epath.Path:
     """The path of a model's files: a directory, a file or `gs://...` as it is; a hub name after downloading it.
 
-    Of a hub repository only config.json, the safetensors and digests.json are downloaded. Raises InputError where
-    nothing is there.
+    Of a hub repository only config.json, the safetensors and digests.json are downloaded, by every host. Raises
+    InputError where nothing is there, and, before the download, where it does not fit on the disk.
     """
     name = hub_name(source)
     if name is None:
@@ -35,11 +40,23 @@ def fetch(source: str | epath.PathLike) -> epath.Path:
             raise InputError(f"{source}: no such model; give a directory, gs://... or a hub name as hf://org/name")
         return path
     try:
-        folder = huggingface_hub.snapshot_download(name, allow_patterns=_MODEL_FILES, ignore_patterns=_NOT_MODEL_FILES)
+        with contextlib.suppress(DryRunError):  # no connection: what is in the cache will do
+            _check_space(source, huggingface_hub.snapshot_download(name, dry_run=True, **_MODEL_FILES))
+        return epath.Path(huggingface_hub.snapshot_download(name, **_MODEL_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{source}: not a local path, and the Hugging Face hub does not give it ({reason}); "
             f"check the name and, for a gated model, set HF_TOKEN"
         ) from error
-    return epath.Path(folder)
+
+
+def _check_space(source: str | epath.PathLike, files: list[huggingface_hub.DryRunFileInfo]) -> None:
+    needed = sum(file.file_size or 0 for file in files if file.will_download)
+    cache = epath.Path(HF_HUB_CACHE)
+    free = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
+    if needed > free:
+        raise InputError(
+            f"{source}: {needed / 1e9:.1f} GB to download, and {cache} has {free / 1e9:.1f} GB free; copy the model "
+            "to a bucket once and give gs://..., of which a host reads its share alone, or set HF_HOME to a larger disk"
+        )
