@@ -18,7 +18,7 @@ import jax
 from flax import nnx
 from jax.sharding import AbstractMesh, NamedSharding
 
-from easyrm.hf.export import MAX_SHARD_BYTES, plan_shards
+from easyrm.hf.directory import MAX_SHARD_BYTES, plan_shards
 from easyrm.hf.names import weights
 from easyrm.models.config import SIZES
 from easyrm.models.reward import RewardModel

@@ -8,7 +8,7 @@ from easyrm.distributed import say, start_distributed
 from easyrm.errors import InputError
 from easyrm.export import export_run
 from easyrm.flags import run_command
-from easyrm.hf.export import refuse_existing
+from easyrm.hf.directory import refuse_existing
 from easyrm.models.config import LlamaConfig
 from easyrm.sharding import make_mesh
 from easyrm.training.program import abstract_model

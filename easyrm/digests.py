@@ -23,17 +23,31 @@ def digests(tree: Any) -> dict[str, str]:
     return {path_name(path): f"{int(value):08x}" for (path, _), value in zip(leaves, sums, strict=True)}
 
 
+def add_part(digest: str, part: np.ndarray, first: int) -> str:
+    """The digest of a leaf with one more part of it: the elements that stand, in C order, from `first` on.
+
+    A leaf of which nothing was added yet has "00000000"; parts may come in any order, each once.
+    """
+    total = int(digest, 16) + int(_part_sum(part.reshape(-1), np.uint32(first % 2**32)))
+    return f"{total % 2**32:08x}"
+
+
+@jax.jit
+def _part_sum(part: jax.Array, first: jax.Array) -> jax.Array:
+    return jnp.sum(_mixed(part, first), dtype=jnp.uint32)
+
+
 @jax.jit
 def _sums(leaves: list[jax.Array]) -> list[jax.Array]:
     return [jnp.sum(_mixed(leaf), dtype=jnp.uint32) for leaf in leaves]
 
 
-def _mixed(leaf: jax.Array) -> jax.Array:
+def _mixed(leaf: jax.Array, first: jax.Array | int = 0) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(leaf, _WORDS[leaf.dtype.itemsize]).astype(jnp.uint32)
     strides = np.cumprod([1, *leaf.shape[:0:-1]], dtype=np.uint64).astype(np.uint32)[::-1]
     axes = (jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) for axis in range(leaf.ndim))
     place = functools.reduce(
-        jnp.add, (axis * stride for axis, stride in zip(axes, strides, strict=False)), jnp.uint32(0)
+        jnp.add, (axis * stride for axis, stride in zip(axes, strides, strict=False)), jnp.uint32(first)
     )
     mixed = bits ^ (place * jnp.uint32(0x9E3779B9))
     # The finalizer of MurmurHash3 (Appleby, public domain) spreads each bit over all.

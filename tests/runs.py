@@ -139,6 +139,11 @@ def call(module: str, settings: dict, *more: str, devices: int = 1, **environmen
 
 def start(processes: int, settings: dict, module: str = "train_rm", *, devices: int = 4) -> list[subprocess.Popen]:
     """A command as several processes of some devices each, stdout and stderr together."""
+    return start_programs(processes, command(module, settings), devices=devices)
+
+
+def start_programs(processes: int, arguments: list[str], *, devices: int = 4) -> list[subprocess.Popen]:
+    """A program as several processes that JAX is told of, as `start`."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -146,7 +151,7 @@ def start(processes: int, settings: dict, module: str = "train_rm", *, devices: 
     flags = f"--xla_force_host_platform_device_count={devices}"
     return [
         subprocess.Popen(
-            command(module, settings),
+            arguments,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,6 +1,7 @@
 """An export is what transformers loads whole, holds the trained bits, and is there complete or not at all."""
 
 import json
+import sys
 
 import jax
 import numpy as np
@@ -9,14 +10,16 @@ import torch
 from conftest import VARIANTS
 from etils import epath
 from flax import nnx
+from runs import start_programs
 from safetensors.numpy import load_file
 from transformers import AutoModelForSequenceClassification
 
 from easyrm.errors import InputError
 from easyrm.hf.config import read_config
-from easyrm.hf.export import export, plan_shards
+from easyrm.hf.directory import plan_shards
+from easyrm.hf.export import export
 from easyrm.hf.load import load_params
-from easyrm.models.config import SIZES
+from easyrm.models.config import SIZES, LlamaConfig
 from easyrm.models.reward import RewardModel
 from easyrm.sharding import make_mesh, state_shardings
 
@@ -175,7 +178,7 @@ def test_a_crash_leaves_nothing_and_what_a_kill_leaves_is_cleared(tmp_path):
 
 
 def test_where_nothing_can_be_renamed_config_json_comes_last(tmp_path, monkeypatch):
-    monkeypatch.setattr("easyrm.hf.export._is_remote", lambda path: True)
+    monkeypatch.setattr("easyrm.hf.directory._is_remote", lambda path: True)
     config = VARIANTS["llama2"]
     model = random_model(config)
     copied, local = [], type(epath.Path(tmp_path))
@@ -186,6 +189,49 @@ def test_where_nothing_can_be_renamed_config_json_comes_last(tmp_path, monkeypat
     assert copied[-1] == "config.json"
     assert sorted(copied) == sorted(file.name for file in (tmp_path / "hf").iterdir())
     assert_equal(load_again(tmp_path / "hf"), model)
+
+
+_TURNS = """
+import sys
+from pathlib import Path
+import jax
+from flax import nnx
+from easyrm.distributed import start_distributed
+from easyrm.hf import directory, export as exports
+from easyrm.models.config import LlamaConfig
+from easyrm.models.reward import RewardModel
+from easyrm.sharding import make_mesh, state_shardings
+start_distributed("auto", 60)
+config = LlamaConfig(96, 32, 56, 3, 4)
+def new(key): return RewardModel(config, nnx.Rngs(key))
+places = state_shardings(make_mesh("1,4,2"), jax.eval_shape(new, jax.random.key(0)))
+written, save = [], directory.save_file
+directory.save_file = lambda tensors, path, **rest: (written.append(path.name), save(tensors, path, **rest))
+if sys.argv[2] == "apart" and jax.process_index() == 1:
+    directory.Path.is_dir = lambda path: False  # another disk
+exports.export(
+    jax.jit(new, out_shardings=places)(jax.random.key(0)), config, sys.argv[1], card="# A card", dtype="fp32",
+    raw_config={"pad_token_id": 0, "eos_token_id": 2, "bos_token_id": 1}, max_shard_bytes=20_000,
+    write_tokenizer=lambda folder: (folder / "tokenizer.json").write_text("{}"),
+)
+print(",".join(written))
+"""
+
+
+@pytest.mark.parametrize("disks", ["one", "apart"])
+def test_two_hosts_take_turns_where_both_see_the_disk(tmp_path, disks):
+    processes = start_programs(2, [sys.executable, "-c", _TURNS, str(tmp_path / "hf"), disks])
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    written = [[name for name in output.splitlines()[-1].split(",") if name] for output in outputs]
+    files = [path.name for path in sorted((tmp_path / "hf").glob("*.safetensors"))]
+    assert len(files) == 8
+    assert written == ([files[::2], files[1::2]] if disks == "one" else [files, []])
+    config = LlamaConfig(96, 32, 56, 3, 4)
+    assert_equal(
+        load_again(tmp_path / "hf"), jax.jit(lambda key: RewardModel(config, nnx.Rngs(key)))(jax.random.key(0))
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
 def test_bad_output_and_bad_ids_are_refused_and_nothing_is_written(tmp_path):

@@ -11,6 +11,7 @@ from easyrm.models.config import LlamaConfig
 # Not parameters: old Llama checkpoints stored the rotary frequencies of each layer.
 BUFFERS = re.compile(r"rotary_emb\.inv_freq$")
 LM_HEAD = "lm_head.weight"
+LM_HEAD_PATH = "lm_head/kernel"
 SCORE_PATH = "score/kernel"
 
 
@@ -39,16 +40,22 @@ class Weight:
         return (self.layers, *shape) if self.layers else shape
 
 
-def weights(config: LlamaConfig) -> dict[str, Weight]:
-    """All parameters of a reward model of this shape, by our path ("model/layers/self_attn/q_proj/kernel")."""
+def weights(config: LlamaConfig, *, causal: bool = False) -> dict[str, Weight]:
+    """All parameters of a reward model of this shape, by our path ("model/layers/self_attn/q_proj/kernel").
+
+    With `causal`, those of a causal model: an LM head, unless it is the embedding, in place of the score head.
+    """
     width, mlp, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
     table = {
         "model/embed_tokens/weight": Weight("model.embed_tokens.weight", (config.vocab_size, width)),
         "model/norm/weight": Weight("model.norm.weight", (width,)),
-        SCORE_PATH: Weight("score.weight", (1, width), transposed=True),
     }
+    if not causal:
+        table[SCORE_PATH] = Weight("score.weight", (1, width), transposed=True)
+    elif not config.tie_word_embeddings:
+        table[LM_HEAD_PATH] = Weight(LM_HEAD, (config.vocab_size, width), transposed=True)
     for norm in ("input_layernorm", "post_attention_layernorm"):
         table[f"model/layers/{norm}/weight"] = Weight(f"model.layers.{{i}}.{norm}.weight", (width,), layers=layers)
     kernels = {
