@@ -91,9 +91,16 @@ class Peers:
         if not self._ending.acquire(blocking=False):
             time.sleep(2 * LINGER)  # another thread has begun to end the process
         try:
-            if self._joined and (lost := self._lost_behind(error)):
+            if self._joined and self._comes_of_a_peer(error):
+                if ends := self._early_ends():
+                    self._stop_after(ends)
+                    return
+                lost = self._lost()
                 _say(f"{self.name} lost {lost}; stopping ({' '.join(str(error).split())[:200]})")
                 self._status = PEER_LOST
+                if not lost.startswith("process 0,"):  # else there is no one left to tell
+                    self._tell("end", json.dumps(["failed", PEER_LOST, f"it lost {lost}"]))
+                    self._linger(LINGER)
                 return
             self._status = report(error)
             if self._joined:
@@ -118,7 +125,7 @@ class Peers:
                 "that no older run holds the port"
             )
             _exit(2)
-        if lost := self._lost():
+        if self._status != PEER_LOST and (lost := self._lost()):  # else it is said
             _say(f"{self.name} lost {lost}; stopping")
             _exit(PEER_LOST if first else self._status)
         if not first:
@@ -131,24 +138,28 @@ class Peers:
         for beat in itertools.count():
             self._tell("beat", str(beat))
             self._look()
-            ends = {i: end for i, end in sorted(self._ends.items()) if end[0] in _GRACE}
+            ends = self._early_ends()
             since = since or (time.monotonic() if ends else None)
-            if ends and time.monotonic() >= since + min(_GRACE[kind] for kind, _, _ in ends.values()):
-                self._follow(ends)
+            due = ends and time.monotonic() >= since + min(_GRACE[kind] for kind, _, _ in ends.values())
+            if due and self._ending.acquire(blocking=False):
+                self._stop_after(ends)
+                _exit(self._status)
             if self._finished.wait(period) or self._ending.locked():
                 return
 
-    def _follow(self, ends: dict[int, tuple[str, int, str]]) -> None:
-        if self._ending.acquire(blocking=False):
-            why = "; ".join(f"process {i} of {self.count} {kind}: {why}" for i, (kind, _, why) in ends.items())
-            _say(f"{why}; stopping")
-            # A stop from which the same command resumes is one for every process; a failure is of its process alone.
-            failed = any(kind == "failed" for kind, _, _ in ends.values())
-            self._status = PEER_LOST if failed else max(status for _, status, _ in ends.values())
-            self._tell("end", json.dumps(["followed", self._status, ""]))
-            if self.index == 0:
-                self._linger(LINGER)
-            _exit(self._status)
+    def _early_ends(self) -> dict[int, tuple[str, int, str]]:
+        """The processes that ended the run, by index."""
+        return {i: end for i, end in sorted(self._ends.items()) if end[0] in _GRACE}
+
+    def _stop_after(self, ends: dict[int, tuple[str, int, str]]) -> None:
+        why = "; ".join(f"process {i} of {self.count} {kind}: {why}" for i, (kind, _, why) in ends.items())
+        _say(f"{why}; stopping")
+        # A stop from which the same command resumes is one for every process; a failure is of its process alone.
+        failed = any(kind == "failed" for kind, _, _ in ends.values())
+        self._status = PEER_LOST if failed else max(status for _, status, _ in ends.values())
+        self._tell("end", json.dumps(["followed", self._status, ""]))
+        if self.index == 0:
+            self._linger(LINGER)
 
     def _tell(self, what: str, value: str) -> None:
         # Where process 0 is gone there is no one to tell, and JAX aborts this process.
@@ -177,15 +188,13 @@ class Peers:
         if self.index == 0:
             time.sleep(2)
 
-    def _lost_behind(self, error: BaseException) -> str:
-        # A collective fails at once where a peer is gone; that it is gone shows when its beats stay away.
+    def _comes_of_a_peer(self, error: BaseException) -> bool:
+        """Whether another process is the reason: it has said that it ends, or its beats stay away."""
         until = time.monotonic() + HEARTBEAT / 2
         suspect = isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
-        while suspect and time.monotonic() < until and not self._lost():
-            if any(kind in _GRACE for kind, _, _ in self._ends.values()):
-                return ""  # it has said why
-            time.sleep(0.25)
-        return self._lost() if suspect else ""
+        while suspect and time.monotonic() < until and not (self._lost() or self._early_ends()):
+            time.sleep(0.25)  # a collective fails at once where a peer is gone
+        return suspect and bool(self._lost() or self._early_ends())
 
     def _lost(self) -> str:
         now, stale, address = time.monotonic(), HEARTBEAT / 3, global_state.coordinator_address

@@ -115,7 +115,7 @@ def prepare(config: RunConfig) -> Job:
     program = Program(config, source.config, mesh, inputs.steps)
     record = run.describe(config, source, tokenizer, mesh, inputs)
     run.open_run(directory, record, tokenizer, inputs.train.store.examples, config, say)
-    program.compile(inputs.train, say)
+    agree({"remat": program.compile(inputs.train, say)}, "compiled programs")
 
     # Where the state comes from: 1. the newest whole checkpoint; 2. --model.init_from; 3. random weights.
     start = START

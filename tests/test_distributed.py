@@ -137,6 +137,19 @@ def test_an_exception_ends_all():
     assert found[1] == (peers.PEER_LOST, [followed])
 
 
+def test_who_was_lost_is_told_to_those_who_were_not():
+    """A collective fails on all that are left; whoever first misses the lost one's beats says so, and all stop."""
+    lost = "\n    time.sleep(3 if me == 2 else 6)\n    if me == 2: os._exit(9)"
+    failed = "\n    raise JaxRuntimeError('INTERNAL: Connection closed by peer')"
+    found = ends(
+        start(f"import os\n    from jax.errors import JaxRuntimeError{lost}{failed}", indices=(0, 1, 2), count=3)
+    )
+    assert [status for status, _ in found] == [peers.PEER_LOST, peers.PEER_LOST, 9]
+    for index in (0, 1):
+        assert all("process 2" in line for line in found[index][1] if line.startswith("easyrm:")), found[index]
+        assert found[index][1][0].startswith("easyrm: process"), found[index]
+
+
 def test_bad_input_ends_all():
     found = ends(start("\n    if me == 1: raise InputError('--x=1: choose 2')\n    time.sleep(1000)"))
     assert found[1] == (2, ["easyrm: process 1 of 2: --x=1: choose 2"])

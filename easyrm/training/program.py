@@ -127,8 +127,11 @@ class Program:
         )
         return step.trace(self.abstract, abstract_arrays(rows, sharding.batch_shardings(self._mesh, rows)))
 
-    def compile(self, batches: Batches, say: Callable[[str], None]) -> None:
-        """Compile the step for every shape of `batches`, all at once, and say what it takes of each device."""
+    def compile(self, batches: Batches, say: Callable[[str], None]) -> dict[str, str]:
+        """Compile the step for every shape of `batches`, all at once, and say what it takes of each device.
+
+        Returns the remat policy by shape: a program of another policy on one host would stop all in a collective.
+        """
 
         def compile_one(shape):
             return self.trace(batches.empty(shape)).lower().compile()
@@ -137,9 +140,12 @@ class Program:
         with ThreadPoolExecutor() as pool:
             self._compiled = dict(zip(batches.shapes, pool.map(compile_one, batches.shapes), strict=True))
         say(f"compiled {len(batches.shapes)} shapes in {time.monotonic() - began:.1f} s; MiB per device:")
+        policies = {}
         for shape in batches.shapes:
-            remat = self.remat(batches.empty(shape))
-            say(f"  {shape.rows} rows of {shape.length} tokens, remat {remat}: {self._memory(shape)}")
+            name = f"{shape.rows} rows of {shape.length} tokens"
+            policies[name] = self.remat(batches.empty(shape))
+            say(f"  {name}, remat {policies[name]}: {self._memory(shape)}")
+        return policies
 
     def _memory(self, shape: RowShape) -> str:
         taken = self._compiled[shape].memory_analysis()
