@@ -26,6 +26,11 @@ def recipe(name: str) -> RunConfig:
     return config
 
 
+def test_recipes_are_part_of_the_package():
+    """find: takes folders with an __init__.py alone; a wheel without it would hold no recipe."""
+    assert (RECIPES / "__init__.py").exists()
+
+
 def test_every_recipe_is_checked_here():
     assert {path.stem for path in RECIPES.glob("*.toml")} == set(CARDS)
 
