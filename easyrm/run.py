@@ -74,9 +74,12 @@ def check_output_dir(config: RunConfig, say: Callable[[str], None]) -> epath.Pat
         raise InputError(f"--output_dir={directory}: a file is in the way; name a directory")
     if (found := find_record(directory)) is not None:
         # The record holds no secrets; what is compared, and printed where it differs, holds none either.
-        before, now = (flatten(redact_tree(tree)) for tree in (found["config"], config.to_dict()))
-        changed = [name for name in now if name not in MAY_CHANGE and before.get(name) != now[name]]
-        what = [f"--{name}={now[name]} (there: {before.get(name)})" for name in changed]
+        # A setting that the record lacks is newer than the run: its default is what the run was made with.
+        trees = (RunConfig().to_dict(), found["config"], config.to_dict())
+        defaults, before, now = (flatten(redact_tree(tree)) for tree in trees)
+        before = defaults | before
+        changed = [name for name in now if name not in MAY_CHANGE and before[name] != now[name]]
+        what = [f"--{name}={now[name]} (there: {before[name]})" for name in changed]
         _refuse_changes(config, f"a run of another configuration: {', '.join(what)}" if what else "", say)
     return directory
 

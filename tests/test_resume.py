@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import command, lines_of, make_tokenizer, make_world, run
+from runs import command, lines_of, make_tokenizer, make_world, run, run_config
 
 from easyrm.errors import InputError, NonFiniteLoss, Resumable
-from easyrm.run import read_record
+from easyrm.run import check_output_dir, read_record
 from easyrm.training.interrupt import Interrupt
 
 EXACT = ("loss", "accuracy", "grad_norm", "param_norm", "learning_rate", "chosen_reward_mean", "tokens_computed")
@@ -210,6 +210,16 @@ def test_a_relative_output_dir(world, tmp_path, monkeypatch):
     settings = {**settings, "output_dir": "here/run", "save_freq": 1}
     run_until(monkeypatch, settings, 2)
     assert [line["loss"] for line in run(settings)] == [line["loss"] for line in whole]
+
+
+def test_a_setting_that_is_newer_than_the_run_had_its_default(tmp_path, monkeypatch):
+    settings = {"output_dir": str(tmp_path), "data.train": "pairs.jsonl", "model.config": "debug"}
+    old = run_config(settings).to_dict()
+    del old["eval"], old["license"]
+    monkeypatch.setattr("easyrm.run.find_record", lambda _: {"config": old})
+    check_output_dir(run_config(settings), print)
+    with pytest.raises(InputError, match=r"another configuration: --eval.patience=2 \(there: 0\)"):
+        check_output_dir(run_config({**settings, "eval.patience": 2}), print)
 
 
 def test_another_configuration_or_other_data_is_refused(world, tmp_path):
