@@ -215,11 +215,11 @@ def test_a_relative_output_dir(world, tmp_path, monkeypatch):
 def test_a_setting_that_is_newer_than_the_run_had_its_default(tmp_path, monkeypatch):
     settings = {"output_dir": str(tmp_path), "data.train": "pairs.jsonl", "model.config": "debug"}
     old = run_config(settings).to_dict()
-    del old["eval"], old["license"]
+    del old["eval"], old["loss"]["soft_labels"]
     monkeypatch.setattr("easyrm.run.find_record", lambda _: {"config": old})
     check_output_dir(run_config(settings), print)
-    with pytest.raises(InputError, match=r"another configuration: --eval.patience=2 \(there: 0\)"):
-        check_output_dir(run_config({**settings, "eval.patience": 2}), print)
+    with pytest.raises(InputError, match=r"another configuration: --loss.soft_labels=True \(there: False\)"):
+        check_output_dir(run_config({**settings, "loss.soft_labels": True}), print)
 
 
 def test_another_configuration_or_other_data_is_refused(world, tmp_path):
