@@ -30,13 +30,9 @@ def start_distributed(mode: str, timeout: float = 300) -> None:
     process 0 log warnings only. Raises InputError for a malformed environment, and where the processes have not met
     after `timeout` seconds.
     """
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    on_tpu = bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")) and "cpu" not in os.environ.get(
-        "JAX_PLATFORMS", ""
-    )
-    if jax.distributed.is_initialized() or mode == "false" or (mode == "auto" and not (address or on_tpu)):
+    if jax.distributed.is_initialized() or not asked_for(mode):
         return
-    explicit = who_is_who(os.environ) if address else None
+    explicit = who_is_who(os.environ) if os.environ.get("JAX_COORDINATOR_ADDRESS") else None
     if explicit and explicit[2] == 0 and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
         _check_port(*explicit[:2])
     run = peers.enter()
@@ -58,6 +54,14 @@ def start_distributed(mode: str, timeout: float = 300) -> None:
     if run.index > 0:
         logging.disable(logging.INFO)
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def asked_for(mode: str) -> bool:
+    """Whether `mode` ("auto", "true", "false") and the machine ask for JAX's distributed runtime."""
+    on_tpu = bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")) and "cpu" not in os.environ.get(
+        "JAX_PLATFORMS", ""
+    )
+    return mode == "true" or (mode == "auto" and bool(os.environ.get("JAX_COORDINATOR_ADDRESS") or on_tpu))
 
 
 def say(line: str) -> None:
@@ -146,20 +150,33 @@ def _initialize(explicit: tuple, timeout: float) -> Exception | None:
     return TimeoutError() if thread.is_alive() else next(iter(problem), None)
 
 
+def bound_socket(address: str) -> socket.socket:
+    """A socket bound to the port of HOST:PORT on every address of this machine, as JAX's coordinator will be.
+
+    Raises OSError where another program holds the port.
+    """
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    bound = socket.socket(family)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        bound.bind(("", int(address.rpartition(":")[2])))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
 def _check_port(address: str, count: int) -> None:
     # JAX's own attempt may crash the process, and gRPC, with SO_REUSEPORT, may share the port with an older run.
-    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        try:
-            probe.bind(("", int(address.rpartition(":")[2])))
-        except OSError as error:
-            raise InputError(
-                f"process 0 of {count} cannot listen on the port of JAX_COORDINATOR_ADDRESS={address} "
-                f"({error.strerror}): end the program that holds it, or choose another port on every host"
-            ) from error
+    try:
+        bound_socket(address).close()
+    except OSError as error:
+        raise InputError(
+            f"process 0 of {count} cannot listen on the port of JAX_COORDINATOR_ADDRESS={address} "
+            f"({error.strerror}): end the program that holds it, or choose another port on every host"
+        ) from error
 
 
 def _not_met(run: peers.Peers, timeout: float) -> str:

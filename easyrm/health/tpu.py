@@ -1,0 +1,54 @@
+"""Whether a TPU of this host is free: the processes that have it open, and libtpu's lock file."""
+
+import fcntl
+import glob
+import importlib.util
+import os
+import struct
+from collections.abc import Sequence
+
+from easyrm.health.finding import FAIL, OK, SKIPPED, Finding
+from easyrm.health.processes import described, holders
+
+LOCK = "/tmp/libtpu_lockfile"
+# struct flock of Linux on 64 bits: type, whence, start, length, pid.
+_FLOCK = "hhqqi4x"
+
+
+def chips() -> list[str]:
+    """The TPU devices of this host."""
+    return sorted(glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*"))
+
+
+def accelerators() -> list[str]:
+    """The TPU and GPU devices of this host."""
+    return chips() + sorted(glob.glob("/dev/nvidia[0-9]*"))
+
+
+def look(devices: Sequence[str], lock: str = LOCK, proc: str = "/proc") -> Finding:
+    """Whether the TPU `devices` are free for this process."""
+    if not devices:
+        return Finding("tpu", SKIPPED, "not applicable: no TPU on this host")
+    if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
+        return Finding("tpu", FAIL, f"{devices[0]} is a TPU, but libtpu is not installed", "pip install -e '.[tpu]'")
+    if held := holders(set(devices), proc):
+        return Finding(
+            "tpu", FAIL, f"in use by {', '.join(held)}", "wait for that process, or end it: kill PID, or sudo kill PID"
+        )
+    if not os.path.exists(lock):
+        return Finding("tpu", OK, f"{len(devices)} free ({devices[0]}, ...), no lock file")
+    if not os.access(lock, os.R_OK | os.W_OK):
+        text = f"{lock} belongs to user id {os.stat(lock).st_uid}, and libtpu cannot lock it"
+        return Finding("tpu", FAIL, text, f"sudo rm {lock}")
+    if holder := _locked_by(lock):
+        text = f"{lock} is locked by {described(holder, proc)}"
+        return Finding("tpu", FAIL, text, f"wait for that process, or end it: sudo kill {holder}")
+    return Finding("tpu", OK, f"{len(devices)} free ({devices[0]}, ...); {lock} is there, but nobody has locked it")
+
+
+def _locked_by(lock: str) -> int:
+    """The process that has `lock` locked as libtpu does (lockf), 0 where none has. The lock is asked for, not taken."""
+    with open(lock, "rb") as file:
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
+    return 0 if kind == fcntl.F_UNLCK else pid
