@@ -1,8 +1,9 @@
 """A stand-in for gcloud: records how it is called and plays the slice, the workers and the bucket of a JSON file.
 
 The file has "lives", one for each slice that is created: the states that its queued resource shows, one a look, and
-the units that its workers show after a launch, one a look; the last of each stays, but FORGOTTEN, which deletes the slice. A unit "a+b" is that of two workers.
-"failures" say what a call that contains their key fails with, how often, and after how many that succeed.
+the units that its workers show after a launch, one a look; the last of each stays. A unit "a+b" is that of two workers.
+The state FORGOTTEN is that of a slice which somebody deletes at that moment. "failures" say what a call that contains
+their key fails with, how often, and after how many that succeed.
 """
 
 import json

@@ -103,7 +103,7 @@ def test_up_on_a_run_that_is_done_takes_no_slice(place):
     assert done(place) == ["fetch"]
 
 
-def test_up_keeps_the_slice_where_asked(place):
+def test_up_keeps_the_slice_and_leaves_the_model_where_asked(place):
     assert place.tpu("up", DELETE_WHEN_DONE="false", EXPORT_TO="").returncode == 0
     assert done(place) == ["create", "setup", "launch"]
 
@@ -151,12 +151,12 @@ def test_everything_may_be_said_twice(place):
 
 
 def test_provisioning_decides_what_is_asked_for(place):
-    for provisioning, flag in (("queued", ""), ("spot", "--spot"), ("on-demand", "")):
+    for provisioning in ("queued", "spot", "on-demand"):
         place.play([{"states": ["ACTIVE"]}])
         assert place.tpu("create", PROVISIONING=provisioning, CREATE_FLAGS="--network=n").returncode == 0
         (create,) = [call for call in place.calls() if "create" in call]
         assert create[3] == ("tpu-vm" if provisioning == "on-demand" else "queued-resources")
-        assert create[-1] == "--network=n" and ("--spot" in create) == (flag == "--spot")
+        assert create[-1] == "--network=n" and ("--spot" in create) == (provisioning == "spot")
 
 
 def test_a_slice_that_is_gone_is_created_again(place):
@@ -184,8 +184,7 @@ def test_what_ends_a_watch(place, units, status, deeds):
     assert not deeds or f"with status {status}" in result.stderr
 
 
-@pytest.mark.parametrize("node", ["PREEMPTED", "TERMINATED"])
-@pytest.mark.parametrize("provisioning", ["spot", "on-demand"])
+@pytest.mark.parametrize(("provisioning", "node"), [("spot", "PREEMPTED"), ("on-demand", "TERMINATED")])
 def test_a_node_may_be_gone_before_its_request_says_so(place, node, provisioning):
     life = {"launched": True, "states": ["ACTIVE"], "nodes": ["READY", node], "units": ["going"]}
     place.play([{"states": ["ACTIVE"], "units": ["over"]}], life=life)

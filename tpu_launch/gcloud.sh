@@ -65,7 +65,7 @@ way_out() {
     *SERVICE_DISABLED* | *"has not been used in project"*)
       hint="switch the API on: gcloud services enable tpu.googleapis.com --project=$PROJECT" ;;
     *"no more capacity"* | *nsufficient*capacity* | *STOCKOUT* | *"not have enough resources"*)
-      hint="no $ACCELERATOR_TYPE is free in ZONE=$ZONE: PROVISIONING=queued or spot waits for one, or take another zone" ;;
+      hint="no $ACCELERATOR_TYPE is free in ZONE=$ZONE: PROVISIONING=queued or spot waits for one; or another zone" ;;
     *uota* | *RESOURCE_EXHAUSTED*)
       hint="no quota for $PROVISIONING $ACCELERATOR_TYPE in ZONE=$ZONE: a TRC grant names its zones, types and spot or
 on-demand; requests that are SUSPENDED or FAILED count until deleted (gcloud compute tpus queued-resources list)" ;;

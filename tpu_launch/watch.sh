@@ -2,8 +2,8 @@
 # How tpu.sh brings a run back until it is done. Sourced by it.
 
 RETRIES=10 # attempts in a row before watch gives up
-RESUME= # whether to go on, once, with a run that was stopped or failed
-SAID= HELD= FAILED=0
+RESUME='' # whether to go on, once, with a run that was stopped or failed
+SAID='' HELD='' FAILED=0
 
 rest() { # WHY; said once
   if [[ $1 != "$SAID" ]]; then say "$1; looking again every $POLL_SECONDS s"; fi
@@ -47,6 +47,7 @@ watch_once() {
       if [[ $before == failed ]]; then
         ((FAILED += 1))
         ((FAILED < RETRIES)) || die "$RUN FAILED again; gcloud compute tpus queued-resources describe $RUN tells why" 1
+        rest "$RUN is $seen"
       fi
       say "$RUN is $seen: the run goes on from its last save on a new slice"
       HELD=
