@@ -138,6 +138,13 @@ def test_dry_run_shows_the_placeholders_and_a_run_refuses_them(place):
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "PROJECT=your-project" in refused.stderr
 
 
+def test_a_line_that_refers_to_another_takes_what_the_environment_says(place):
+    settings = (place.checkout / "tpu_launch" / "settings.env").read_text()
+    assert 'TRAIN_FLAGS="--model.init_from=$BUCKET/' in settings
+    place.settings.pop("TRAIN_FLAGS", None)
+    assert "--model.init_from=gs://other/llama" in place.tpu("--dry-run", "launch", BUCKET="gs://other").stdout
+
+
 def test_everything_may_be_said_twice(place):
     assert "no slice" in place.tpu("delete").stderr
     assert "nothing runs" in place.tpu("stop").stderr

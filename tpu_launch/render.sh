@@ -18,7 +18,6 @@ if [[ ${1-} == --settings=* ]]; then
   shift
 fi
 [[ $# == 1 && -f $1 ]] || die "name one manifest, as in: render.sh tpu_launch/gke/jobset.yaml"
-[[ $settings == */* ]] || settings=./$settings # else . looks along PATH
 command -v envsubst >/dev/null || die "envsubst is not on PATH: Debian and Homebrew have it in gettext"
 KEYS+=" IMAGE"
 DRY_RUN=

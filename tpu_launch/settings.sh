@@ -11,16 +11,16 @@ die() { # MESSAGE [STATUS]
   exit "${2-2}"
 }
 
-read_settings() { # FILE; what the environment sets wins
-  local key given='' file=$1
-  [[ $file == */* ]] || file=./$file # else . looks along PATH
+read_settings() { # FILE; what the environment sets wins, also in the lines that refer to it
+  local key line given=' ' lines=''
   [[ -f $1 ]] || die "--settings=$1: no such file; copy tpu_launch/settings.env"
   for key in $KEYS; do
-    if [[ -n ${!key+set} ]]; then given+="$key=$(printf '%q' "${!key}");"; fi
+    if [[ -n ${!key+set} ]]; then given+="$key "; fi
   done
-  # shellcheck source=/dev/null
-  . "$file"
-  eval "$given"
+  while IFS= read -r line || [[ $line ]]; do
+    [[ $given == *" ${line%%=*} "* ]] || lines+=$line$'\n'
+  done <"$1"
+  eval "$lines"
   for key in $KEYS; do
     if [[ -z ${!key+set} ]]; then printf -v "$key" '%s' ''; fi
   done
