@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 HH ?=
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 # Train a small reward model on generated pairs (or on HH=path/to/pairs.jsonl), export it, score with the export and draw a report.
 demo: .venv/.base
@@ -15,6 +15,9 @@ test: lint
 lint: .venv/.test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+
+docs: .venv/.test
+	.venv/bin/python -m sphinx -W -c docs . build/docs
 
 .venv/.base: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -28,4 +31,4 @@ lint: .venv/.test
 	touch $@
 
 clean:
-	rm -rf .venv demo_run .pytest_cache .ruff_cache
+	rm -rf .venv demo_run build .pytest_cache .ruff_cache

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -136,6 +137,25 @@ def test_dry_run_shows_the_placeholders_and_a_run_refuses_them(place):
     assert shown.returncode == 0 and "your-project" in shown.stdout
     refused = place.tpu("up", PROJECT="your-project")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "PROJECT=your-project" in refused.stderr
+
+
+def test_the_readme_shows_what_dry_run_prints_today():
+    shown = [block.strip() for block in re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)]
+    shown = [re.sub(r"\s*\\\n\s*", " ", block) for block in shown]
+    settings = {"HOME": "/home/me", "PROJECT": "lab", "BUCKET": "gs://lab-rm", "RUN": "rm70b"}
+    for command, first in (("up", 0), ("logs", -1)):
+        printed = subprocess.run(
+            [ROOT / "tpu_launch" / "tpu.sh", "--dry-run", command],
+            env={"PATH": os.environ["PATH"], **settings},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+        commit = re.search(r"setup (\w+) tpu", printed)
+        printed = printed.replace(commit[1], "COMMIT") if commit else printed
+        deeds = [line for line in printed.splitlines() if not re.search("describe|systemctl show|storage ls", line)]
+        assert "\n".join(deeds[first:]) in shown
 
 
 def test_a_line_that_refers_to_another_takes_what_the_environment_says(place):
