@@ -16,8 +16,9 @@ lint: .venv/.test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-docs: .venv/.test
-	.venv/bin/python -m sphinx -W -c docs . build/docs
+# A site of the Markdown pages: build/docs/docs/index.html.
+docs: .venv/.docs
+	.venv/bin/sphinx-build -W --keep-going -q -c docs . build/docs
 
 .venv/.base: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -28,6 +29,10 @@ docs: .venv/.test
 .venv/.test: .venv/.base
 	$(PIP) --constraint constraints.txt torch==2.13.0
 	$(PIP) --constraint constraints.txt --editable .[test]
+	touch $@
+
+.venv/.docs: .venv/.base
+	$(PIP) --constraint constraints.txt --editable .[docs]
 	touch $@
 
 clean:

@@ -1,6 +1,9 @@
 """Token ids equal sentencepiece's, tokenizers' and the recorded ones; bad tokenizers are refused in one line."""
 
+import errno
 import json
+import shutil
+import socket
 
 import numpy as np
 import pytest
@@ -35,6 +38,22 @@ def test_sentencepiece_encodes_every_stretch_on_its_own(model_file):
     assert (tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.unk) == ("<s>", "</s>", "<unk>", "<unk>")
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (1, 2, 0, 330)
     assert "<unk>" in tokenizer.pad_reason
+
+
+def test_what_the_cache_holds_needs_no_network(model_file, tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--org--cached" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    shutil.copy(model_file, snapshot / "tokenizer.model")
+    (tmp_path / "models--org--cached" / "refs").mkdir()
+    (tmp_path / "models--org--cached" / "refs" / "main").write_text("0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+    def unreachable(*_, **__):
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    found, here = load_tokenizer("hf://org/cached"), load_tokenizer(str(model_file))
+    assert found.encode_batch(TEXTS) == here.encode_batch(TEXTS)
 
 
 def test_json_is_used_as_it_is_and_adds_nothing(tmp_path):

@@ -163,13 +163,13 @@ def _fetch(source: str) -> epath.Path:
     """A local file or directory with the tokenizer files of `source`."""
     if not source:
         raise InputError("no tokenizer given; use --tokenizer=DIRECTORY, a tokenizer.model or hf://org/name")
+    on_hub, name = source.startswith("hf://"), source.removeprefix("hf://")
     path = epath.Path(source)
     if source.startswith("gs://"):
         return _copy(path, source)
-    if path.exists():
+    if not on_hub and path.exists():  # of hf:// epath would ask the hub, though the cache may have it
         return path
-    name = source.removeprefix("hf://")
-    if not source.startswith("hf://") and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+    if not on_hub and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise InputError(f"tokenizer {source}: no such file or directory, nor a hub name; check the path")
     import huggingface_hub
 
