@@ -81,7 +81,6 @@ class Reader:
 
     def type(self, text: str) -> str:
         """What went wrong with a command, "" where nothing did."""
-        text = text.replace("gs://", "gs/")
         words = shlex.split(text, comments=True)
         environment = dict(self._environment)
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
@@ -109,7 +108,7 @@ class Reader:
         if program not in RULES:
             return f"no rule in this file says how to run {program}"
         rule = RULES[program]
-        words = [*words, *shlex.split(rule.flags)]
+        words = [word.replace("gs://", "gs/") for word in words] + shlex.split(rule.flags)
         if program == "-m easyrm.serve":
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
