@@ -15,6 +15,8 @@ exclude_patterns = [".*", "build", "benchmarks", "demo", "demo_run", "easyrm", "
 html_theme = "furo"
 html_title = project
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 
 def _add_contents(_, name: str, source: list[str]) -> None:

@@ -71,7 +71,7 @@ def run_command(
             flags.FLAGS.set_gnu_getopt(positional is not None)  # else parsing ends at the first bare argument
             rest = flags.FLAGS(list(argv))
         except flags.Error as error:
-            _refuse(f"{error}; --help lists the flags")
+            _refuse(f"{error}; --helpfull lists the flags")
         except InputError as error:
             _refuse(str(error))
         if positional and len(rest) == 2 and not flags.FLAGS[positional].present:
