@@ -13,7 +13,7 @@ from runs import command, lines_of, make_pairs, make_world, run, start_two, writ
 
 from easyrm import train_rm
 from easyrm.errors import Resumable
-from easyrm.hf import export
+from easyrm.hf import directory
 from easyrm.training.checkpoint import Checkpoints
 from easyrm.training.interrupt import Interrupt
 from easyrm.training.retention import Retention
@@ -107,9 +107,9 @@ def test_while_it_saves(world, tmp_path, monkeypatch):
 
 
 def test_while_it_exports(world, tmp_path, monkeypatch):
-    settings, write = {**world, "output_dir": str(tmp_path)}, export.save_file
+    settings, write = {**world, "output_dir": str(tmp_path)}, directory.save_file
     with monkeypatch.context() as patch:
-        patch.setattr(export, "save_file", lambda *args, **more: (write(*args, **more), signal.raise_signal(15)))
+        patch.setattr(directory, "save_file", lambda *args, **more: (write(*args, **more), signal.raise_signal(15)))
         with pytest.raises(Resumable, match=r"stopped by SIGTERM during the export: saved after step 4 of 4"):
             run(settings)
     before = lines_of(tmp_path)

@@ -90,8 +90,8 @@ def _write_weights(
         for layer, name in zip(range(weight.layers) if weight.layers else [None], weight.names, strict=True)
     }
 
-    writers, written = _writers(staging), None
-    with ThreadPoolExecutor(1) as background:
+    writers, written, background = _writers(staging), None, ThreadPoolExecutor(1)
+    try:
         for turn, (file, names) in enumerate(plan_shards(config, dtype, max_shard_bytes).items()):
             mine = writers[turn % len(writers)] == jax.process_index()
             if mine and written:
@@ -99,8 +99,11 @@ def _write_weights(
             tensors = {name: _to_host(*origin[name], dtype=dtype, keep=mine) for name in names}
             if mine:
                 written = background.submit(save_shard, staging, output, file, tensors)
+            del tensors  # else held while the next are gathered
         if written:
             written.result()
+    finally:
+        background.shutdown(wait=False)  # a stop does not wait for an upload
 
 
 def _writers(staging: Path) -> list[int]:
