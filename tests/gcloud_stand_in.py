@@ -22,6 +22,8 @@ UNITS = {
     "killed early": "ActiveState=inactive ExecMainCode=2 " + LOADED.format(status=15, enabled="disabled"),
     "refused": "ActiveState=failed ExecMainCode=1 " + LOADED.format(status=2, enabled="enabled"),
     "defect": "ActiveState=failed ExecMainCode=1 " + LOADED.format(status=1, enabled="enabled"),
+    "signalled": "ActiveState=inactive ExecMainCode=2 " + LOADED.format(status=1, enabled="enabled"),
+    "noise": "a shell of the worker greets",
     "lost": "ActiveState=failed ExecMainCode=1 " + LOADED.format(status=69, enabled="enabled"),
 }
 
@@ -78,7 +80,8 @@ def main() -> None:
     path, line = Path(os.environ["WORLD"]), " ".join(sys.argv[1:])
     world = json.loads(path.read_text())
     settings = {key: value for key, value in os.environ.items() if key.startswith("CLOUDSDK_")}
-    world["calls"].append({"argv": ["gcloud", *sys.argv[1:]], "settings": settings})
+    agent = "SSH_AUTH_SOCK" in os.environ
+    world["calls"].append({"argv": ["gcloud", *sys.argv[1:]], "settings": settings, "agent": agent})
     try:
         print(answer(world, line))
     finally:

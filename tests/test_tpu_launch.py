@@ -1,4 +1,4 @@
-"""tpu.sh against a stand-in for gcloud: the life of a run, what brings it back, what ends it, what is refused."""
+"""tpu.sh against a stand-in for gcloud: the life of a run, what ends it, what is refused."""
 
 import json
 import os
@@ -6,79 +6,22 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tpu_place import ROOT, TOKEN, Place, done, fails, make_template
 
-ROOT = Path(__file__).resolve().parents[1]
-TOKEN = "hf_neverToBeSeenOnACommandLine"
-SETTINGS = {"PROJECT": "lab", "BUCKET": "gs://lab", "RUN": "rm", "POLL_SECONDS": "0"}
 COMMANDS = ["up", "create", "setup", "doctor", "launch", "logs", "status", "watch", "stop", "export", "delete"]
 
 
-class Place:
-    """A checkout of its own, a stand-in for gcloud, and the settings of a run, in a temporary folder."""
-
-    def __init__(self, folder: Path, template: Path):
-        self.folder, self.world, self.checkout = folder, folder / "world.json", folder / "checkout"
-        self.settings = {**SETTINGS, "HF_TOKEN_FILE": str(folder / "token")}
-        (folder / "token").write_text(TOKEN)
-        shutil.copytree(template, self.checkout)
-        (folder / "bin").mkdir()
-        stand_in = folder / "bin" / "gcloud"
-        stand_in.write_text(f'#!/bin/sh\nexec {sys.executable} -S {ROOT}/tests/gcloud_stand_in.py "$@"\n')
-        stand_in.chmod(0o755)
-        self.play([{"states": ["ACTIVE"], "units": ["over"]}])
-
-    def play(self, lives: list[dict], **world) -> None:
-        """Begin anew, with no slice, no calls so far, and these slices to come."""
-        empty = {"life": None, "bucket": True, "exported": False, "failures": {}, "calls": []}
-        self.world.write_text(json.dumps({**empty, "lives": lives, **world}))
-
-    def tpu(self, *words: str, path: str = "", **settings: str) -> subprocess.CompletedProcess:
-        """tpu.sh with `words`."""
-        environment = {"PATH": path or f"{self.folder}/bin:{os.environ['PATH']}", "HOME": str(self.folder)}
-        return subprocess.run(
-            [self.checkout / "tpu_launch" / "tpu.sh", *words],
-            env={**environment, "WORLD": str(self.world), **self.settings, **settings},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-
-    def calls(self) -> list[list[str]]:
-        """Every argv so far."""
-        return [call["argv"] for call in json.loads(self.world.read_text())["calls"]]
-
-    def deeds(self) -> list[str]:
-        """What was done, in a word each, without the questions."""
-        words = {"queued-resources create": "create", "tpu-vm create": "create now", "worker.sh setup": "setup"}
-        words |= {"worker.sh launch": "launch", "delete": "delete", "rsync": "fetch", "disable --now": "stop"}
-        lines = [" ".join(call) for call in self.calls()]
-        return [next((word for needle, word in words.items() if needle in line), "") for line in lines]
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def template(tmp_path_factory) -> Path:
-    """A checkout with a commit that holds tpu_launch."""
-    checkout = tmp_path_factory.mktemp("template") / "checkout"
-    shutil.copytree(ROOT / "tpu_launch", checkout / "tpu_launch")
-    author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "-m", "code"]):
-        subprocess.run(["git", *command], cwd=checkout, check=True, timeout=60)
-    return checkout
+    return make_template(tmp_path_factory.mktemp("template"))
 
 
 @pytest.fixture
 def place(tmp_path, template) -> Place:
-    """See Place."""
     return Place(tmp_path, template)
-
-
-def done(place: Place) -> list[str]:
-    """The deeds alone."""
-    return [deed for deed in place.deeds() if deed]
 
 
 def test_up_brings_a_preempted_run_to_its_end(place):
@@ -89,7 +32,7 @@ def test_up_brings_a_preempted_run_to_its_end(place):
     result = place.tpu("up")
     assert result.returncode == 0, result.stderr
     life = ["create", "setup", "launch", "delete"]
-    assert done(place) == [*life, *life[:3], "fetch", "delete"]
+    assert done(place) == [*life, *life[:3], "delete", "fetch"]
     assert json.loads(place.world.read_text())["life"] is None
     assert all(
         call["settings"]
@@ -186,73 +129,6 @@ def test_provisioning_decides_what_is_asked_for(place):
         assert create[-1] == "--network=n" and ("--spot" in create) == (provisioning == "spot")
 
 
-def test_a_slice_that_is_gone_is_created_again(place):
-    place.play([{"states": ["ACTIVE"]}], life={"launched": True, "states": ["SUSPENDED"]})
-    assert place.tpu("create").returncode == 0
-    assert done(place) == ["delete", "create"]
-
-
-@pytest.mark.parametrize(
-    ("units", "status", "deeds"),
-    [
-        (["going+going", "refused+lost", "going+going"], 2, ["stop"]),
-        (["restarting+refused"], 2, ["stop"]),
-        (["lost+defect"], 1, ["stop"]),
-        (["stopped+stopped"], 75, []),
-        (["killed early+over"], 75, []),
-        (["going+over", "over+over"], 0, []),
-    ],
-)
-def test_what_ends_a_watch(place, units, status, deeds):
-    place.play([], life={"launched": True, "states": ["ACTIVE"], "units": units})
-    result = place.tpu("watch")
-    assert (result.returncode, done(place)) == (status, deeds), result.stderr
-    assert ("no such file" in result.stdout) == bool(deeds)
-    assert not deeds or f"with status {status}" in result.stderr
-
-
-@pytest.mark.parametrize(("provisioning", "node"), [("spot", "PREEMPTED"), ("on-demand", "TERMINATED")])
-def test_a_node_may_be_gone_before_its_request_says_so(place, node, provisioning):
-    life = {"launched": True, "states": ["ACTIVE"], "nodes": ["READY", node], "units": ["going"]}
-    place.play([{"states": ["ACTIVE"], "units": ["over"]}], life=life)
-    assert place.tpu("watch", PROVISIONING=provisioning).returncode == 0
-    create = "create" if provisioning == "spot" else "create now"
-    assert done(place) == ["delete", create, "setup", "launch"]
-
-
-def fails(needle: str, message: str = "connection timed out", times: int = 99, after: int = 0) -> dict:
-    """What the stand-in calls failures."""
-    return {needle: {"message": f"ERROR: {message}", "times": times, "after": after}}
-
-
-@pytest.mark.parametrize(("before", "after", "status"), [("stopped", "stopped", 75), ("refused", "refused", 2)])
-def test_up_resumes_a_run_that_was_ended_once(place, before, after, status):
-    place.play([], life={"launched": True, "states": ["ACTIVE"], "units": [before, "going", after]})
-    assert place.tpu("up").returncode == status
-    assert done(place) == ["setup", "launch"] + ["stop"] * (status == 2)
-
-
-def test_a_slice_that_someone_deletes_stays_deleted_and_a_request_that_fails_is_not_made_for_ever(place):
-    place.play([], life={"launched": True, "states": ["ACTIVE", "FORGOTTEN"], "units": ["going"]})
-    result = place.tpu("watch")
-    assert result.returncode == 75 and not done(place), result.stderr
-    place.play([{"states": ["FAILED"]}] * 20)
-    assert place.tpu("up").returncode == 1
-    assert done(place).count("create") == 10
-
-
-def test_a_network_that_fails_for_a_while_ends_nothing(place):
-    life = {"states": ["WAITING_FOR_RESOURCES", "ACTIVE"], "units": ["going", "over"]}
-    failures = fails("systemctl", times=3) | fails("setup", times=2) | fails("describe", times=4, after=2)
-    place.play([life], failures=failures)
-    result = place.tpu("up")
-    assert result.returncode == 0, result.stderr
-    assert done(place) == ["create", "setup", "setup", "setup", "launch", "fetch", "delete"]
-    place.play([], failures=fails("describe"))
-    assert place.tpu("watch").returncode == 1
-    assert len(place.calls()) == 10
-
-
 @pytest.mark.parametrize(
     ("needle", "message", "way_out"),
     [
@@ -261,6 +137,7 @@ def test_a_network_that_fails_for_a_while_ends_nothing(place):
         ("create", 'There is no more capacity in the zone "us-east5-a"', "PROVISIONING=queued or spot waits"),
         ("create", "INVALID_ARGUMENT: accelerator type v5p-64 is not available", "accelerator-types list"),
         ("create", "PERMISSION_DENIED: Permission denied on 'locations/us-east5-a'", "gcloud compute tpus locations"),
+        ("scp", 'may have happened if you have not added your SSH key with "ssh-add"', ""),
         ("scp", 'SSH Key is not present in the SSH agent. Please run "ssh-add KEY"', "ssh-agent"),
     ],
 )
@@ -271,6 +148,7 @@ def test_gcloud_s_words_and_a_way_out(place, needle, message, way_out):
     result = place.tpu("setup" if needle == "scp" else "create")
     assert result.returncode == 1
     assert message in result.stderr + result.stdout and way_out in result.stderr
+    assert way_out or "ssh-agent" not in result.stderr  # that line is there whenever a worker does not answer
 
 
 def test_a_bucket_that_is_missing_and_a_gcloud_that_is(place):
@@ -279,6 +157,29 @@ def test_a_bucket_that_is_missing_and_a_gcloud_that_is(place):
     assert result.returncode == 2 and "gcloud storage buckets create gs://lab" in result.stderr
     result = place.tpu("create", path=without_gcloud(place))
     assert result.returncode == 1 and "cloud.google.com/sdk/docs/install" in result.stderr
+
+
+def test_who_may_not_look_at_the_bucket_may_use_it_and_one_far_away_is_said(place):
+    place.play([{"states": ["ACTIVE"]}], failures=fails("buckets describe", "me does not have permission to access b"))
+    result = place.tpu("create")
+    assert result.returncode == 0 and done(place) == ["create"], result.stderr
+    for zone, far in (("us-east5-a", False), ("us-central2-b", True)):
+        place.play([{"states": ["ACTIVE"]}])
+        assert ("BUCKET=gs://lab is in US-EAST5" in place.tpu("create", ZONE=zone).stderr) == far
+
+
+def test_a_key_without_a_passphrase_needs_no_agent(place):
+    for phrase in ("secret", "", None):
+        key = place.folder / ".ssh" / "google_compute_engine"
+        key.unlink(missing_ok=True)
+        key.parent.mkdir(exist_ok=True)
+        if phrase is not None:  # else gcloud makes one, without a passphrase
+            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", phrase, "-f", key]
+            subprocess.run(command, input="y\n", text=True, check=True, timeout=60)
+        place.play([{"states": ["ACTIVE"]}])
+        assert place.tpu("create", SSH_AUTH_SOCK="/nowhere").returncode == 0
+        agents = {call["agent"] for call in json.loads(place.world.read_text())["calls"]}
+        assert agents == {phrase == "secret"}
 
 
 def without_gcloud(place: Place) -> str:
@@ -297,15 +198,18 @@ def without_gcloud(place: Place) -> str:
         ("RUN", "Tulu_2"),
         ("ZONE", ""),
         ("ACCELERATOR_TYPE", "v7-8"),
+        ("BUCKET", "gs://lab/"),
+        ("TRAIN_FLAGS", "--seed=1\n--num_epochs=2"),
         ("DELETE_WHEN_DONE", "yes"),
         ("HF_TOKEN_FILE", "/nowhere"),
+        ("HF_TOKEN_FILE", "setup.cfg"),  # is here, and not in the checkout, from which everything is copied
         ("BUCKET", "gs://your-bucket"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(place, key, value):
     result = place.tpu("up", **{key: value})
     assert result.returncode == 2 and not place.calls()
-    assert result.stderr.count("\n") == 1 and key in result.stderr and value in result.stderr
+    assert result.stderr.count("\n") == 1 and key in result.stderr and value.split("\n")[0] in result.stderr
 
 
 def test_only_what_is_committed_goes_out(place):
@@ -315,6 +219,15 @@ def test_only_what_is_committed_goes_out(place):
     (place.checkout / "tpu_launch" / "worker.sh").write_text("changed")
     result = place.tpu("setup")
     assert result.returncode == 2 and "tpu_launch/worker.sh" in result.stderr
+
+
+def test_a_new_file_of_code_that_would_stay_behind_is_named(place):
+    (place.checkout / "easyrm" / "recipes").mkdir(parents=True)
+    (place.checkout / "my.env").write_text("")  # no code
+    assert place.tpu("create").returncode == place.tpu("setup").returncode == 0
+    (place.checkout / "easyrm" / "recipes" / "mine.toml").write_text("")
+    result = place.tpu("setup")
+    assert result.returncode == 2 and "easyrm/recipes/mine.toml" in result.stderr
 
 
 def test_no_secret_is_written_anywhere(place):

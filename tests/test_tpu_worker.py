@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,19 @@ def dry_run(*words: str, **settings: str) -> list[list[str]]:
         check=True,
     )
     return [shlex.split(line, comments=True) for line in shown.stdout.splitlines()]
+
+
+def test_a_setup_that_was_cut_off_may_be_given_again(worker):
+    # gcloud gives a command again, by itself, where the connection broke.
+    (remote,) = [line[-1].removeprefix("--command=") for line in dry_run("setup") if "ssh" in line]
+    with tarfile.open(worker.home / re.search(r"easyrm-\w+\.tar\.gz", remote)[0], "w:gz") as archive:
+        archive.add(LAUNCH, "tpu_launch")
+    uv = worker.home / "bin" / "uv"
+    uv.rename(worker.home / "uv")
+    assert worker.run(remote).returncode != 0
+    (worker.home / "uv").rename(uv)
+    assert worker.run(remote).returncode == 0
+    assert not list(worker.home.glob("*.tar.gz"))
 
 
 @pytest.mark.parametrize("recipe", ["llama3.1-tulu2-70b-uf", "tulu2.5-13b-uf"])

@@ -57,13 +57,20 @@ fail() {
   exit 1
 }
 
+# With several workers gcloud's scp refuses a key that a running agent lacks, though without an agent it does with the
+# file, unless that has a passphrase. The key that gcloud makes where there is none has none.
+spare_agent() {
+  local key=$HOME/.ssh/google_compute_engine
+  if [[ ! -f $key ]] || ssh-keygen -y -P '' -f "$key" >/dev/null 2>&1; then unset SSH_AUTH_SOCK; fi
+}
+
 # One line for what gcloud says in the last command's output.
 way_out() {
   local hint=
   case $(<"$WORK/output") in
     *"active account"* | *eauthentication* | *invalid_grant* | *UNAUTHENTICATED*) hint="log in: gcloud auth login" ;;
     *SERVICE_DISABLED* | *"has not been used in project"*)
-      hint="switch the API on: gcloud services enable tpu.googleapis.com --project=$PROJECT" ;;
+      hint="switch the APIs on: gcloud services enable tpu.googleapis.com compute.googleapis.com --project=$PROJECT" ;;
     *"no more capacity"* | *nsufficient*capacity* | *STOCKOUT* | *"not have enough resources"*)
       hint="no $ACCELERATOR_TYPE is free in ZONE=$ZONE: PROVISIONING=queued or spot waits for one; or another zone" ;;
     *uota* | *RESOURCE_EXHAUSTED*)
@@ -75,7 +82,7 @@ on-demand; requests that are SUSPENDED or FAILED count until deleted (gcloud com
       hint="see which there are: gcloud compute tpus tpu-vm versions list --zone=$ZONE" ;;
     *PERMISSION_DENIED* | *"does not have permission"* | *"Permission denied on"*)
       hint="check PROJECT=$PROJECT, ZONE=$ZONE (gcloud compute tpus locations list) and what your account may do" ;;
-    *ssh-add*)
+    *"not present in the SSH agent"*)
       hint="several workers need the key in an agent: eval \"\$(ssh-agent)\"; ssh-add ~/.ssh/google_compute_engine" ;;
     *"worker.sh: No such file"*) hint="the workers are not set up: tpu.sh setup" ;;
     *NOT_FOUND*) hint="there is no slice $RUN in ZONE=$ZONE of PROJECT=$PROJECT: tpu.sh create" ;;

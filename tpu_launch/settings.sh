@@ -36,7 +36,10 @@ check_settings() { # FILE
       die "$key=${!key} is a placeholder: set your own in $1, or as a variable of the environment"
     fi
   done
-  [[ $BUCKET == gs://?* ]] || die "BUCKET=$BUCKET: give gs://NAME"
+  [[ $BUCKET == gs://?* && $BUCKET != */ ]] || die "BUCKET=$BUCKET: give gs://NAME, without a slash at the end"
+  for key in TRAIN_FLAGS CREATE_FLAGS; do
+    [[ ${!key} != *$'\n'* ]] || die "$key has several lines, beginning with ${!key%%$'\n'*}: give one"
+  done
   [[ $RUN =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
     die "RUN=$RUN also names the slice: lower-case letters, digits and hyphens, at most 63, beginning with a letter"
   [[ $POLL_SECONDS =~ ^[0-9]+$ ]] || die "POLL_SECONDS=$POLL_SECONDS: give whole seconds"

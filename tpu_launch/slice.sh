@@ -7,7 +7,8 @@ UNIT_STATE='systemctl show easyrm -p LoadState,ActiveState,UnitFileState,ExecMai
 tpus() { ask gcloud compute tpus "$@" || { missing && ANSWER=ABSENT; }; }
 
 on_workers() { # HOW WHICH COMMAND; how: run or ask
-  "$1" gcloud compute tpus tpu-vm ssh "$RUN" --worker="$2" --ssh-flag=-oServerAliveInterval=15 --command="$3"
+  "$1" gcloud compute tpus tpu-vm ssh "$RUN" --worker="$2" \
+    --ssh-flag='-oServerAliveInterval=15 -oConnectTimeout=15' --command="$3"
 }
 
 # STATE: absent, waiting, ready, preempted, failed or halted; ANSWER: in the words of Google's API. Fails where gcloud
@@ -40,13 +41,14 @@ run_state() {
   while read -r line; do
     case $line in
       *LoadState=not-found*) words+=' absent' ;;
-      *ActiveState=failed*) line=${line##*ExecMainStatus=} && words+=" ${line%% *}" ;;
       *ActiveState=active* | *ActiveState=*ing*) words+=' running' ;;
-      *ExecMainCode=1\ ExecMainStatus=0\ *) words+=' done' ;;
-      *UnitFileState=disabled*) words+=' stopped' ;;
-      *) words+=' running' ;; # enabled and not yet started: the worker boots
+      *=inactive*ExecMainCode=1\ ExecMainStatus=0\ *) words+=' done' ;;
+      *=inactive*UnitFileState=disabled*) words+=' stopped' ;;
+      *=inactive*ExecMainCode=0\ *) words+=' running' ;; # enabled and not yet started: the worker boots
+      *ExecMainStatus=*) line=${line##*ExecMainStatus=} && words+=" ${line%% *}" ;; # failed, or ended by a signal
     esac
   done <<<"$ANSWER"
+  [[ $words ]] || return
   RUN_STATE='done'
   for word in running stopped absent 69; do
     if [[ "$words " == *" $word "* ]]; then RUN_STATE=$word; fi

@@ -9,7 +9,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$HERE/watch.sh"
 
 USAGE="tpu.sh [--settings=FILE] [--dry-run] COMMAND
-  up      the whole life: create, set up, launch, watch, export, and delete if DELETE_WHEN_DONE
+  up      the whole life: create, set up, launch, watch, delete if DELETE_WHEN_DONE, export
   create  request the slice and wait for it     setup   code of HEAD and its environment on every worker
   doctor  check every worker before the run     launch  start the run on every worker
   logs    follow worker 0                       status  the slice, the run on each worker, the last line
@@ -20,11 +20,13 @@ WORKER='bash easyrm/code/tpu_launch/worker.sh'
 
 # Sees to it that the slice is asked for; STATE is what it was before.
 request() {
-  local name=${BUCKET#gs://}
+  local name=${BUCKET#gs://} region=${ZONE%-*}
   name=${name%%/*}
-  if ! ask gcloud storage buckets describe "gs://$name" --format='value(location)'; then
-    missing || fail
-    die "BUCKET=$BUCKET does not exist: gcloud storage buckets create gs://$name --location=${ZONE%-*}"
+  if ask gcloud storage buckets describe "gs://$name" --format='value(location)'; then
+    [[ $(tr "[:upper:]" "[:lower:]" <<<"$ANSWER") == "$region" ]] ||
+      say "BUCKET=$BUCKET is in $ANSWER, the slice in $region: what passes between them is slow and may be charged"
+  elif missing; then # who is not allowed this question may be allowed what a run needs
+    die "BUCKET=$BUCKET does not exist: gcloud storage buckets create gs://$name --location=$region"
   fi
   slice_state || fail
   case $STATE in
@@ -52,8 +54,10 @@ pin_commit() {
   fi
   [[ $COMMIT ]] || die "$PWD is no git checkout: the workers get the code of HEAD"
   local changed
-  changed=$(git diff --name-only HEAD -- . ':!tpu_launch/settings.env' | head -n 3 | xargs)
-  [[ -z $changed ]] || die "the workers get the code of HEAD, and these files differ from it: $changed; commit them"
+  changed=$(git diff --name-only HEAD -- . ':!tpu_launch/settings.env' &&
+    git ls-files --others --exclude-standard -- easyrm) # elsewhere they may be settings
+  [[ -z $changed ]] ||
+    die "the workers get the code of HEAD, and these files differ from it: ${changed//$'\n'/, }; commit them"
 }
 
 setup() {
@@ -63,8 +67,8 @@ setup() {
   run mkdir -p build &&
     run git archive --format=tar.gz --output="build/$archive" "$COMMIT" &&
     run gcloud compute tpus tpu-vm scp "build/$archive" "$RUN:" --worker=all &&
-    on_workers run all "rm -rf easyrm/next && mkdir -p easyrm/next && tar -xzf $archive -C easyrm/next && rm $archive \
-&& bash easyrm/next/tpu_launch/worker.sh setup $COMMIT $EXTRAS$secrets" || return
+    on_workers run all "rm -rf easyrm/next && mkdir -p easyrm/next && tar -xzf $archive -C easyrm/next && bash \
+easyrm/next/tpu_launch/worker.sh setup $COMMIT $EXTRAS$secrets && rm $archive" || return
   if [[ $HF_TOKEN_FILE ]]; then
     run gcloud compute tpus tpu-vm scp "$HF_TOKEN_FILE" "$RUN:.cache/huggingface/token" --worker=all || return
   fi
@@ -119,7 +123,7 @@ export_model() {
 
 delete() {
   slice_state || fail
-  if [[ $STATE == absent ]]; then say "there is no slice $RUN"; else delete_slice; fi
+  if [[ $STATE == absent ]]; then say "there is no slice $RUN ($PROVISIONING) in $ZONE"; else delete_slice; fi
 }
 
 up() {
@@ -127,15 +131,15 @@ up() {
     say "the run is done already"
   else
     request
-    RESUME=1
+    RESUME=1 SEEN=1
     watch
   fi
-  fetch
   if [[ $DELETE_WHEN_DONE == true ]]; then
-    delete
+    until (delete); do rest "$RUN is still held"; done # first: the model is in the bucket, and an idle slice costs
   else
     say "$RUN is still held (DELETE_WHEN_DONE=false): tpu.sh delete gives it back"
   fi
+  fetch
 }
 
 # What --dry-run takes for granted: the slice comes at once, and watch sees one preemption.
@@ -175,14 +179,17 @@ case $command in
   *) die "${command:+unknown command $command; }$USAGE" ;;
 esac
 read_settings "$settings"
+cd "$HERE/.."
 check_settings "$settings"
 run_flags
 [[ $DRY_RUN ]] || command -v gcloud >/dev/null ||
   die "gcloud is not on PATH: install it (https://cloud.google.com/sdk/docs/install), then gcloud auth login" 1
-cd "$HERE/.."
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
+HINT="$RUN is as it was: tpu.sh up goes on, tpu.sh delete gives it back"
+case $command in create | watch | up) trap 'say "$HINT"; exit 130' INT TERM ;; esac
 case $command in setup | watch | up) pin_commit ;; esac
+spare_agent
 pretend "$command"
 say "$RUN: $ACCELERATOR_TYPE ($PROVISIONING) in $ZONE of $PROJECT, run in $BUCKET/$RUN"
 # So every command below is as short as when typed.

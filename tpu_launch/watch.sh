@@ -3,7 +3,7 @@
 
 RETRIES=10 # attempts in a row before watch gives up
 RESUME='' # whether to go on, once, with a run that was stopped or failed
-SAID='' HELD='' FAILED=0
+SAID='' SEEN='' HELD='' FAILED=0
 
 rest() { # WHY; said once
   if [[ $1 != "$SAID" ]]; then say "$1; looking again every $POLL_SECONDS s"; fi
@@ -11,32 +11,31 @@ rest() { # WHY; said once
   if [[ ! $DRY_RUN ]]; then sleep "$POLL_SECONDS"; fi
 }
 
+look() { slice_state || { cat "$WORK/output" >&2 && way_out && return 1; }; }
+
 # Until the slice is there, or will not be; a queue may take days, and the network of a laptop does not last as long.
 wait_for_slice() {
-  local left=$RETRIES
-  while :; do
-    if slice_state; then
-      left=$RETRIES
-    else
-      ((left -= 1)) || fail
-      STATE=waiting ANSWER='not to be seen'
-    fi
-    if [[ $STATE != waiting ]]; then return; fi
-    rest "$RUN is $ANSWER"
-  done
+  until look && [[ $STATE != waiting ]]; do rest "$RUN is ${ANSWER:-not to be seen}"; done
 }
 
-# One look, and what follows from it. Fails where gcloud does; OVER when the run is done.
+# One look, and what follows from it. Fails where a deed does, or the first look; OVER when the run is done.
 watch_once() {
-  if ! slice_state; then
-    cat "$WORK/output" >&2
-    way_out
-    return 1
+  if ! look; then
+    [[ $SEEN ]] || return
+    rest "$RUN is not to be seen" # for as long as it takes: a network comes back, a login is renewed
+    return
   fi
   local before=$STATE seen=$ANSWER
+  SEEN=1
   case $before in
-    waiting) rest "$RUN is $seen" ;;
-    ready) FAILED=0 && watch_run ;;
+    waiting)
+      if [[ $seen != DELETING ]]; then HELD=1; fi # else it may be our own deletion, which was not seen through
+      rest "$RUN is $seen"
+      ;;
+    ready)
+      HELD=1 FAILED=0
+      watch_run
+      ;;
     halted) die "$RUN is $seen by someone's hand: gcloud compute tpus tpu-vm start $RUN" 1 ;;
     *) # preempted, failed, absent
       if exported; then
@@ -53,10 +52,8 @@ watch_once() {
       HELD=
       [[ $before == absent ]] || delete_slice || return
       create_slice
-      return
       ;;
   esac
-  HELD=1
 }
 
 watch_run() {
@@ -95,7 +92,7 @@ watch() {
     if watch_once; then
       left=$RETRIES
     else
-      ((left -= 1)) || die "$RETRIES attempts in a row failed, see above; tpu.sh watch goes on from here" 1
+      ((left -= 1)) || die "$RETRIES attempts in a row failed, see above; $HINT" 1
       rest "an attempt failed"
     fi
   done
