@@ -5,7 +5,6 @@ import glob
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import traceback
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 import jax
 from jax._src.distributed import global_state
 
-from easyrm import peers
+from easyrm import peers, ports
 from easyrm.errors import InputError, NonFiniteLoss, Resumable, SaveFailed
 from easyrm.redact import redact
 
@@ -58,10 +57,17 @@ def start_distributed(mode: str, timeout: float = 300) -> None:
 
 def asked_for(mode: str) -> bool:
     """Whether `mode` ("auto", "true", "false") and the machine ask for JAX's distributed runtime."""
-    on_tpu = bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")) and "cpu" not in os.environ.get(
-        "JAX_PLATFORMS", ""
-    )
-    return mode == "true" or (mode == "auto" and bool(os.environ.get("JAX_COORDINATOR_ADDRESS") or on_tpu))
+    return mode == "true" or (mode == "auto" and bool(os.environ.get("JAX_COORDINATOR_ADDRESS") or tpu_chips()))
+
+
+def tpu_chips() -> list[str]:
+    """The device files of this host's TPU chips; none where JAX is told to compute on the processor."""
+    return [] if on_cpu() else sorted(glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*"))
+
+
+def on_cpu() -> bool:
+    """Whether the first of JAX_PLATFORMS, on which JAX computes, is the processor."""
+    return os.environ.get("JAX_PLATFORMS", "").partition(",")[0] == "cpu"
 
 
 def say(line: str) -> None:
@@ -150,28 +156,10 @@ def _initialize(explicit: tuple, timeout: float) -> Exception | None:
     return TimeoutError() if thread.is_alive() else next(iter(problem), None)
 
 
-def bound_socket(address: str) -> socket.socket:
-    """A socket bound to the port of HOST:PORT on every address of this machine, as JAX's coordinator will be.
-
-    Raises OSError where another program holds the port.
-    """
-    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-    bound = socket.socket(family)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        bound.bind(("", int(address.rpartition(":")[2])))
-    except OSError:
-        bound.close()
-        raise
-    return bound
-
-
 def _check_port(address: str, count: int) -> None:
     # JAX's own attempt may crash the process, and gRPC, with SO_REUSEPORT, may share the port with an older run.
     try:
-        bound_socket(address).close()
+        ports.bound_socket(address).close()
     except OSError as error:
         raise InputError(
             f"process 0 of {count} cannot listen on the port of JAX_COORDINATOR_ADDRESS={address} "
@@ -181,7 +169,7 @@ def _check_port(address: str, count: int) -> None:
 
 def _not_met(run: peers.Peers, timeout: float) -> str:
     address, longer = global_state.coordinator_address, "--distributed_timeout=SECONDS waits longer"
-    if run.index > 0 and (reason := peers.unreachable(address)):
+    if run.index > 0 and (reason := ports.unreachable(address)):
         return (
             f"waited {timeout:g} s for the coordinator at {address}, which cannot be reached ({reason}): "
             f"check that process 0 runs there, that every host has this address, and that no firewall is between; "

@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from jax._src.distributed import global_state  # the key-value store has no publ
 from jax.errors import JaxRuntimeError
 
 from easyrm.errors import InputError
+from easyrm.ports import unreachable
 from easyrm.redact import redact
 
 HEARTBEAT = 30  # seconds of silence after which JAX calls a process lost
@@ -144,7 +144,8 @@ class Peers:
             if due and self._ending.acquire(blocking=False):
                 self._stop_after(ends)
                 _exit(self._status)
-            if self._finished.wait(period) or self._ending.locked():
+            # One that is ending beats and looks on: else it would take the others for lost, and they it.
+            if self._finished.wait(period):
                 return
 
     def _early_ends(self) -> dict[int, tuple[str, int, str]]:
@@ -228,16 +229,6 @@ def leave() -> None:
     global _here
     _here = None
     _signal(signal.SIGABRT, None)
-
-
-def unreachable(address: str) -> str:
-    """Why nothing answers at HOST:PORT; empty where something does."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
-    except OSError as error:
-        return error.strerror or str(error)
-    return ""
 
 
 def _say(line: str) -> None:

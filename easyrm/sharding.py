@@ -75,6 +75,12 @@ def make_mesh(mesh_dim: str, devices: list[jax.Device] | None = None) -> Mesh:
     if devices[0].platform == "cpu" and jax.process_count() == 1:
         wanted = _product(mesh_dim)
         devices = devices[:wanted] if wanted and len(devices) % wanted == 0 else devices
+    slices = {getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}
+    if len(slices) > 1:
+        raise InputError(
+            f"the devices are {len(slices)} TPU slices, and a run takes one: start it on one of them, or ask for one "
+            "larger slice in place of several (MEGASCALE_NUM_SLICES)"
+        )
     sizes = parse_mesh_dim(mesh_dim, len(devices))
     # An axis of the mesh may take part of an axis of the torus: 1,2,8 on 4x4 chips.
     grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)

@@ -150,6 +150,20 @@ def test_who_was_lost_is_told_to_those_who_were_not():
         assert found[index][1][0].startswith("easyrm: process"), found[index]
 
 
+def test_an_error_of_jax_alone_is_not_blamed_on_another():
+    """Where all others live, it is a defect of this process: its traceback and status 1, not a restart for ever."""
+    body = "\n    from jax.errors import JaxRuntimeError\n    time.sleep(2)"
+    runs = [
+        start(f"{body}\n    if me == {bad}: raise JaxRuntimeError('INTERNAL: x')\n    time.sleep(1000)")
+        for bad in (0, 1)
+    ]
+    found = ends([process for run in runs for process in run])
+    assert [status for status, _ in found] == [1, peers.PEER_LOST, peers.PEER_LOST, 1]
+    for bad, (_, lines) in ((0, found[0]), (1, found[3])):
+        assert lines[0] == f"easyrm: process {bad} of 2: failed" and lines[-1].endswith("JaxRuntimeError: INTERNAL: x")
+    assert found[1][1] == ["easyrm: process 0 of 2 failed: JaxRuntimeError: INTERNAL: x; stopping"]
+
+
 def test_bad_input_ends_all():
     found = ends(start("\n    if me == 1: raise InputError('--x=1: choose 2')\n    time.sleep(1000)"))
     assert found[1] == (2, ["easyrm: process 1 of 2: --x=1: choose 2"])

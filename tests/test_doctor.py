@@ -175,7 +175,8 @@ class Hub(BaseHTTPRequestHandler):
     """A hub with one model, one gated data set, and nothing else."""
 
     def do_GET(self):
-        files = [{"rfilename": "config.json", "size": 9}, {"rfilename": "model.safetensors", "size": 5 * 10**9}]
+        sizes = {"config.json": 9, "model.safetensors": 5 * 10**9, "consolidated.safetensors": 5 * 10**18}
+        files = [{"rfilename": name, "size": size} for name, size in sizes.items()]
         body, status, error = b"", 200, ""
         if self.path.startswith("/api/models/org/model"):
             body = json.dumps({"id": "org/model", "gated": False, "siblings": files}).encode()
@@ -206,9 +207,13 @@ def test_the_hub(tmp_path, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     api = huggingface_hub.HfApi(endpoint=f"http://localhost:{server.server_port}")
     model, tokenizer, gated, absent = (sources.hub(one, api) for one in used)
+    with monkeypatch.context() as patch:
+        patch.setattr(sources.os, "access", lambda *_: False)
+        readonly = sources.hub(used[0], api)
     server.shutdown()
     server.server_close()
     assert model.state == OK and "5.0 GB to download" in model.found
+    assert readonly.state == FAIL and "may not write" in readonly.found and "HF_HOME" in readonly.way_out
     assert tokenizer.state == FAIL and "no tokenizer.json or tokenizer.model" in tokenizer.found
     assert gated.state == FAIL and "is gated" in gated.found and "HF_TOKEN" in gated.way_out
     assert absent.state == FAIL and "hf://org/none is not there" in absent.found

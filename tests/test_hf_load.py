@@ -23,7 +23,6 @@ from easyrm.hf.hub import fetch, hub_name
 from easyrm.hf.load import load_params
 from easyrm.hf.safetensors import Checkpoint
 from easyrm.models.reward import RewardModel
-from easyrm.resharding import by_rows
 from easyrm.sharding import make_mesh, path_name, state_shardings
 
 SHAPE = {
@@ -119,35 +118,6 @@ def test_shards_are_placed_and_each_byte_is_read_once(tmp_path, monkeypatch, mes
     _, fsdp, mp = (int(size) for size in mesh_dim.split(","))
     shard = params["model/layers/mlp/gate_proj/kernel"].addressable_shards[0].data
     assert shard.shape == (3, 32 // fsdp, 48 // mp)
-
-
-@pytest.mark.parametrize("mesh_dim", ["8,1,1", "1,8,1", "1,4,2", "2,2,2"])
-def test_several_hosts_read_rows_of_their_own_and_exchange_them(tmp_path, monkeypatch, mesh_dim):
-    tensors = save_hf(tmp_path, intermediate_size=64)
-    read = {}
-
-    def watched(sharding, shape, rows, columns):
-        read[shape], exchange = by_rows(sharding, shape, rows, columns)
-        spans = [index[rows].indices(shape[rows])[:2] for index in read[shape].devices_indices_map(shape).values()]
-        if shape[rows] % 8 == 0:
-            assert sorted(spans) == [(i * shape[rows] // 8, (i + 1) * shape[rows] // 8) for i in range(8)]
-        return read[shape], exchange
-
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr("easyrm.hf.load.by_rows", watched)
-    params = load(tmp_path, mesh_dim)
-    assert_loaded(params, tensors)
-    assert {(3, 32, 64), (3, 64, 32), (96, 32), (32, 1)} <= read.keys()
-    monkeypatch.undo()
-    for path, leaf in load(tmp_path, mesh_dim).items():
-        assert leaf.sharding.is_equivalent_to(params[path].sharding, leaf.ndim), path
-
-
-def test_a_dimension_that_the_devices_do_not_divide_is_read_by_fewer(tmp_path, monkeypatch):
-    tensors = save_hf(tmp_path, vocab_size=100, num_attention_heads=2, num_key_value_heads=2, head_dim=6)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    for mesh_dim in ("2,2,2", "1,4,2", "1,8,1"):
-        assert_loaded(load(tmp_path, mesh_dim), tensors)
 
 
 def test_many_chunks_give_the_same(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """The mesh, the rule table, and where things really lie."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -45,6 +47,13 @@ def test_exactly_one_rule_for_each_parameter_and_moment(name):
         spec_of(path)
     with pytest.raises(ValueError, match="0 sharding rules match"):
         spec_of("model/layers/self_attn/q_proj/bias")
+
+
+def test_several_slices_are_refused():
+    chip = {"platform": "tpu", "device_kind": "TPU v5p"}
+    devices = [SimpleNamespace(**chip, slice_index=index // 4) for index in range(8)]
+    with pytest.raises(InputError, match="2 TPU slices"):
+        make_mesh("1,-1,1", devices)
 
 
 def test_large_parameters_are_split_over_all_of_fsdp_and_mp():

@@ -4,11 +4,14 @@ import errno
 import json
 import shutil
 import socket
+import tempfile
 
 import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
+from etils.epath import backend
+from test_import_easylm import Bucket
 from toy_tokenizer import train_sentencepiece, write_byte_level
 
 from easyrm.data.config import DataConfig
@@ -22,6 +25,18 @@ TEXTS = ["<s><|user|>\nthe cat </s>\n  a dog</s>", "", " ☃<unk>é", "</s></s> 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory):
     return train_sentencepiece(tmp_path_factory.mktemp("sentencepiece") / "tokenizer.model")
+
+
+def test_of_a_bucket_no_copy_stays(model_file, tmp_path, monkeypatch):
+    bucket, others = Bucket(), backend.fsspec_backend._get_filesystem
+    monkeypatch.setattr(
+        backend.fsspec_backend, "_get_filesystem", lambda name: bucket if name == "gcs" else others(name)
+    )
+    bucket.pipe_file("gs://b/tokenizer/tokenizer.model", model_file.read_bytes())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    there = load_tokenizer("gs://b/tokenizer")
+    assert there == load_tokenizer(str(model_file)) and there.encode_batch(["a dog"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sentencepiece_encodes_every_stretch_on_its_own(model_file):

@@ -3,6 +3,7 @@
 transformers is not asked: its version 5 rebuilds Llama tokenizers on loading and thereby changes their ids.
 """
 
+import contextlib
 import dataclasses
 import functools
 import tempfile
@@ -59,7 +60,11 @@ def load_tokenizer(source: str, pad_token: str = "") -> Tokenizer:
     `<|reserved_special_token_0|>` in the vocabulary. Raises InputError if the source is missing or damaged, if it has
     no EOS, if there is no pad token or if it is EOS: padding would then hide where a conversation ends.
     """
-    path = _fetch(source)
+    with contextlib.ExitStack() as stack:
+        return _load(_fetch(source, stack), source, pad_token)
+
+
+def _load(path: epath.Path, source: str, pad_token: str) -> Tokenizer:
     if path.name == "tokenizer.json":
         path = path.parent
     if path.is_dir():
@@ -159,14 +164,15 @@ def _content(token: Any) -> Any:
     return (token.get("content") if isinstance(token, dict) else token) or ""
 
 
-def _fetch(source: str) -> epath.Path:
-    """A local file or directory with the tokenizer files of `source`."""
+def _fetch(source: str, stack: contextlib.ExitStack) -> epath.Path:
+    """A local file or directory with the tokenizer files of `source`; a copy of those of a bucket lives in `stack`."""
     if not source:
         raise InputError("no tokenizer given; use --tokenizer=DIRECTORY, a tokenizer.model or hf://org/name")
     on_hub, name = source.startswith("hf://"), source.removeprefix("hf://")
     path = epath.Path(source)
     if source.startswith("gs://"):
-        return _copy(path, source)
+        local = epath.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tokenizer-")))
+        return _copy(path, source, local)
     if not on_hub and path.exists():  # of hf:// epath would ask the hub, though the cache may have it
         return path
     if not on_hub and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
@@ -180,8 +186,7 @@ def _fetch(source: str) -> epath.Path:
         raise InputError(f"tokenizer {source}: not here, and not on the hub ({reason}); check the name") from error
 
 
-def _copy(path: epath.Path, source: str) -> epath.Path:
-    local = epath.Path(tempfile.mkdtemp(prefix="tokenizer-"))
+def _copy(path: epath.Path, source: str, local: epath.Path) -> epath.Path:
     if path.is_file():
         return path.copy(local / path.name)
     found = [path / name for name in FILES if (path / name).exists()]

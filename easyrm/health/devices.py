@@ -43,7 +43,7 @@ def seen(expected: int, source: str) -> Finding:
     text = f"{plural(len(devices), 'device')} of kind {kind}"
     if jax.process_count() > 1:
         text += f", {len(local)} on this host"
-    if devices[0].platform == "cpu" and accelerators() and not _cpu_wanted():
+    if devices[0].platform == "cpu" and accelerators():
         return Finding(
             "devices", FAIL, f"{text}, though this host has an accelerator", "pip install -e '.[tpu]' or '.[cuda]'"
         )
@@ -179,10 +179,6 @@ def main() -> None:
         check("matmul", product)
         check("all-reduce", all_reduce)
         tell(done=True)
-
-
-def _cpu_wanted() -> bool:
-    return "cpu" in os.environ.get("JAX_PLATFORMS", "")
 
 
 def _seconds(run: Callable[[], Any]) -> float:

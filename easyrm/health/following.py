@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from typing import Any
 
 from easyrm.health.examination import LOOK, SLACK, Examination, Found
 from easyrm.health.finding import FAIL, OK, Finding
@@ -9,6 +10,7 @@ from easyrm.health.meeting import STRANGER, Connection, Refused, Visit
 from easyrm.health.processes import why
 from easyrm.health.storage import sees
 from easyrm.health.trial import not_tried
+from easyrm.redact import redact_tree
 
 
 def follow(exam: Examination) -> tuple[Found, bool | None]:
@@ -53,12 +55,17 @@ def _answer(exam: Examination, connection: Connection, found: Found) -> bool:
     seen = sees(message["look"]) if message["look"] else None
     reached = Finding("coordinator", OK, f"{exam.place.coordinator} is reached")
     own = [reached, *(finding for _, finding in found)]
-    connection.send({"findings": [dataclasses.asdict(finding) for finding in own], "sees": seen})
+    connection.send({"findings": _plain(own), "sees": seen})
     message = connection.receive(time.monotonic() + LOOK + SLACK)
     seconds = float(message["seconds"])
     devices = exam.try_devices(message["obstacle"], seconds)
     found += exam.mine(devices)
-    connection.send({"findings": [dataclasses.asdict(finding) for finding in devices], "rates": exam.trial.rates})
+    connection.send({"findings": _plain(devices), "rates": exam.trial.rates})
     message = connection.receive(time.monotonic() + seconds + 2 * SLACK)
     found += [(host, Finding.of(values)) for host, values in message["compared"] if host == exam.place.index]
     return bool(message["healthy"])
+
+
+def _plain(findings: list[Finding]) -> list[dict[str, Any]]:
+    # The secrets of this host's environment are not known to process 0, which prints them.
+    return redact_tree([dataclasses.asdict(finding) for finding in findings])

@@ -29,13 +29,13 @@ def lead(exam: Examination) -> tuple[Found, dict[int, str]]:
     compared = _gather(exam, desk, found)
     obstacle, seconds = _obstacle(found + compared), exam.seconds_left()
     desk.tell({"obstacle": obstacle, "seconds": seconds})
+    until = time.monotonic() + seconds  # where this process's part fails early, the others still wait for it
     found += exam.mine(exam.try_devices(obstacle, seconds))
-    answers = desk.hear(time.monotonic() + SLACK)
+    answers = desk.hear(max(until, time.monotonic()) + SLACK)
     found += _told(answers)
     compared += slow_devices({0: exam.trial.rates} | {i: message.get("rates", {}) for i, message in answers.items()})
-    for index in sorted(desk.lost):
-        text = f"{exam.place.name_of(index)} came, but was lost before all was done"
-        compared.append((index, Finding("hosts", FAIL, text, "see what it printed")))
+    lost = Finding("hosts", FAIL, "came, but was lost before all was done", "see what it printed")
+    compared += [(index, lost) for index in sorted(desk.lost)]
     found += compared
     theirs = [
         (host, dataclasses.asdict(finding)) for host, finding in compared if host and finding.state in (FAIL, WARN)
@@ -68,8 +68,9 @@ def _open_desk(exam: Examination, found: Found) -> Desk | None:
 
 def _gather(exam: Examination, desk: Desk, found: Found) -> Found:
     """Wait for the others, add to `found` what each has found by itself, and return what a comparison shows."""
-    missing = desk.wait(exam.began + exam.wait)
+    desk.wait(exam.began + exam.wait)
     desk.close_door()
+    missing = desk.missing()
     compared = _came(exam, desk, missing)
     facts = {0: exam.facts} | {index: guest["facts"] for index, guest in desk.guests.items()}
     settings = {0: exam.settings} | {index: guest["settings"] for index, guest in desk.guests.items()}

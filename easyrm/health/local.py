@@ -4,6 +4,7 @@ import contextlib
 import functools
 
 from easyrm.config import RunConfig
+from easyrm.distributed import tpu_chips
 from easyrm.errors import InputError
 from easyrm.health import sources, space, storage, tpu, versions
 from easyrm.health.finding import OK, SKIPPED, Check, Finding
@@ -23,9 +24,9 @@ class Local:
         self.llama: LlamaConfig | None = None
         self._described = bool(config.data.train or config.model.init_from or config.model.config)
         self._checks = [
-            Check("settings", _QUICK, self._settings),
+            Check("settings", _SLOW, self._settings, config.output_dir),
             Check("versions", _QUICK, lambda: versions.in_range(facts)),
-            Check("tpu", _QUICK, lambda: tpu.look(tpu.chips())),
+            Check("tpu", _QUICK, lambda: tpu.look(tpu_chips())),
             Check("memory", _SLOW, self._capacity),
         ]
         if config.output_dir or config.compilation_cache:

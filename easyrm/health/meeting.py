@@ -13,9 +13,9 @@ import threading
 import time
 from typing import Any
 
-from easyrm.distributed import bound_socket
 from easyrm.health.place import Place
 from easyrm.health.processes import why
+from easyrm.ports import bound_socket, connect
 
 STRANGER = "another program answers there, not the doctor of process 0"
 _GREETING = {"easyrm": "doctor", "form": 1}
@@ -107,15 +107,19 @@ class Desk:
         finally:
             connection.close()
 
-    def wait(self, until: float) -> list[int]:
-        """The processes that have not come when all have or it is `until`."""
-        while len(self.guests) < self._place.count - 1 and time.monotonic() < until:
+    def wait(self, until: float) -> None:
+        """Return when all have come, or it is `until`."""
+        while self.missing() and time.monotonic() < until:
             time.sleep(0.1)
+
+    def missing(self) -> list[int]:
+        """The processes that have not come."""
         return [index for index in range(1, self._place.count) if index not in self.guests]
 
     def close_door(self) -> None:
-        """Leave the port; the connections stay."""
-        self._closing.set()
+        """Leave the port; the connections stay, and who is not yet welcomed is not taken."""
+        with self._lock:
+            self._closing.set()
         self._thread.join()
         self._listener.close()
 
@@ -158,6 +162,8 @@ class Desk:
                 self._visited.set()
                 return connection.close()
             with self._lock:
+                if self._closing.is_set():
+                    raise ConnectionAbortedError("too late")
                 refused = self._objection(hello, address)
                 connection.send({"refused": refused})  # before anyone can ask this guest anything
                 if refused:
@@ -223,5 +229,4 @@ class Visit:
 
 
 def _connect(address: str) -> Connection:
-    host, _, port = address.rpartition(":")
-    return Connection(socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER))
+    return Connection(connect(address, _ANSWER))

@@ -50,14 +50,21 @@ def find_place(mode: str) -> Place:
             "JAX finds no cluster that says who is who: set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and "
             "JAX_PROCESS_ID on every host, or give --distributed=false for one host alone"
         )
-    address = address or cluster.get_coordinator_address(
-        timeout_secs=_NAME_SECONDS, override_coordinator_port=os.environ.get("JAX_COORDINATOR_PORT")
-    )
-    count, names = cluster.get_process_count(), ()
+    try:
+        address = address or cluster.get_coordinator_address(
+            timeout_secs=_NAME_SECONDS, override_coordinator_port=os.environ.get("JAX_COORDINATOR_PORT")
+        )
+        index, count, names = cluster.get_process_id(), cluster.get_process_count(), ()
+    except Exception as error:  # of JAX, of requests, of what the cluster's variables hold
+        raise InputError(
+            f"JAX cannot find the other hosts by what this machine ({cluster.name}) says of them ({error}): see that "
+            "all hosts are up and their names known here, or set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES "
+            "and JAX_PROCESS_ID on every host"
+        ) from error
     with contextlib.suppress(AttributeError):  # only clusters of TPUs have a list, which is one slice's
         workers = tuple(cluster._get_worker_list_in_slice())
         names = workers if len(workers) == count else ()
-    return Place(cluster.get_process_id(), count, address, names)
+    return Place(index, count, address, names)
 
 
 def expected_devices(flag: int) -> tuple[int, str]:
@@ -65,10 +72,11 @@ def expected_devices(flag: int) -> tuple[int, str]:
     if flag:
         return flag, f"--devices={flag}"
     kind, source = os.environ.get("TPU_ACCELERATOR_TYPE", ""), "TPU_ACCELERATOR_TYPE"
+    slices = os.environ.get("MEGASCALE_NUM_SLICES")
     if not kind and cloud_tpu_cluster.running_in_cloud_tpu_vm and "TPU_SKIP_MDS_QUERY" not in os.environ:
         kind, source = cloud_tpu_cluster.get_metadata("accelerator-type")[0], "accelerator type"
+        slices = cloud_tpu_cluster.get_tpu_env_value("MEGASCALE_NUM_SLICES")
     match = re.fullmatch(r"(v\w+)-(\d+)", kind)
     if not match or match[1] not in _DEVICES:
         return 0, ""
-    slices = int(os.environ.get("MEGASCALE_NUM_SLICES") or 1)
-    return int(int(match[2]) * _DEVICES[match[1]]) * slices, f"{source} {kind}"
+    return int(int(match[2]) * _DEVICES[match[1]]) * int(slices or 1), f"{source} {kind}"

@@ -1,6 +1,7 @@
 """Whether model, tokenizer and data can be reached and read; of what is large, only the beginning is looked at."""
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable
 
@@ -8,6 +9,7 @@ import huggingface_hub
 from etils import epath
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 
 from easyrm.config import RunConfig
 from easyrm.data import sources, tokenizer
@@ -16,7 +18,7 @@ from easyrm.data.pairs import Dropped, parse_pair
 from easyrm.data.retry import one_line
 from easyrm.errors import InputError
 from easyrm.health.finding import FAIL, OK, SKIPPED, WARN, Finding, plural
-from easyrm.hf.hub import hub_name
+from easyrm.hf.hub import MODEL_FILES, hub_name
 from easyrm.hf.source import ModelSource
 from easyrm.suites.registry import parse_suites
 
@@ -84,7 +86,8 @@ def hub(repository: Repository, api: huggingface_hub.HfApi | None = None) -> Fin
     if repository.files and not set(repository.files) & present.keys():
         return Finding(check, FAIL, f"hf://{name} has no {' or '.join(repository.files)}", "name another")
     if check == "model":
-        return _room(repository, {file: size for file, size in present.items() if file.endswith(".safetensors")})
+        used = filter_repo_objects(present, **MODEL_FILES)
+        return _room(repository, {file: present[file] for file in used if file.endswith(".safetensors")})
     return Finding(check, OK, f"hf://{name} can be read")
 
 
@@ -139,10 +142,10 @@ def _room(repository: Repository, files: dict[str, int]) -> Finding:
     free = shutil.disk_usage(folder).free
     if not missing:
         return Finding("model", OK, f"hf://{repository.name} is in the cache {constants.HF_HUB_CACHE}")
-    text = (
-        f"hf://{repository.name} can be read; {missing / 1e9:.1f} GB to download to {constants.HF_HUB_CACHE}, where "
-        "{free} GB are free"
-    )
+    text = f"hf://{repository.name} can be read; {missing / 1e9:.1f} GB to download to {constants.HF_HUB_CACHE}, where "
+    if not os.access(folder, os.W_OK):
+        return Finding("model", FAIL, f"{text}this user may not write", "set HF_HOME to a directory where it may")
+    text += "{free} GB are free"
     way_out = "" if missing < free else "free space, or set HF_HOME to a directory with more"
     return Finding("model", FAIL if way_out else OK, text, way_out, {"free": [free / 1e9]})
 

@@ -3,13 +3,14 @@
 import contextlib
 import glob
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 from easyrm.chips import layer_weights
 from easyrm.config import RunConfig
-from easyrm.health.finding import FAIL, OK, WARN, Finding
+from easyrm.health.finding import FAIL, OK, SKIPPED, WARN, Finding
 from easyrm.health.storage import standing
 from easyrm.models.config import LlamaConfig
 from easyrm.training.remat import BF16, FP32, state_bytes
@@ -26,9 +27,12 @@ def disk(config: RunConfig, llama: LlamaConfig | None) -> list[Finding]:
     """Free disk where the token store and, in a local --output_dir, checkpoints and export are to lie."""
     size = _data_bytes(config)
     needs = f"the token store takes {_gb(size)}" if size else f"the token store may take {_gb(_STORE)}"
-    found = [_free(tempfile.gettempdir(), size or _STORE, 0, needs, "set TMPDIR to a directory with more")]
+    try:
+        found = [_free(tempfile.gettempdir(), size, size or _STORE, needs, "set TMPDIR to a directory with more")]
+    except OSError as error:  # it tries to write
+        found = [Finding("disk", FAIL, error.strerror or str(error), "free space, or set TMPDIR to a directory")]
     if config.output_dir and "://" not in config.output_dir:
-        one, every, needs = _LOGS, 0.0, f"metrics and evaluations may take {_gb(_LOGS)}"
+        one, every, needs = 0.0, _LOGS, f"metrics and evaluations may take {_gb(_LOGS)}"
         if llama is not None:
             state = state_bytes(llama, 1, BF16 if config.optimizer.mu_dtype == "bf16" else FP32)
             export = parameters(llama) * (BF16 if config.export_dtype == "bf16" else FP32) * config.export
@@ -43,6 +47,8 @@ def disk(config: RunConfig, llama: LlamaConfig | None) -> list[Finding]:
 def memory(config: RunConfig, llama: LlamaConfig | None, hosts: int, *, accelerator: bool) -> Finding:
     """Free memory of this host, one of `hosts`; without an `accelerator` it is that of the devices, too."""
     free = available_memory()
+    if free is None:
+        return Finding("memory", SKIPPED, "not applicable: this system has no /proc/meminfo")
     needed, why = _PROGRAM, "Python, the compiler and the data"
     if llama is not None:
         mu_bytes = BF16 if config.optimizer.mu_dtype == "bf16" else FP32
@@ -65,14 +71,19 @@ def parameters(llama: LlamaConfig) -> int:
     return llama.num_hidden_layers * layer_weights(llama) + llama.vocab_size * llama.hidden_size
 
 
-def available_memory() -> float:
-    """Bytes that this process may still take: of the machine, or of the container that it is in."""
-    with open("/proc/meminfo") as file:
-        lines = dict(line.split(":") for line in file)
-    free = float(lines["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
+def available_memory(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Bytes that this process may still take, of the machine or of its container; None where the system does not say.
+
+    The kernel gives up a container's cached files for it, so that they are not taken.
+    """
+    try:
+        free = float(re.search(r"^MemAvailable: +(\d+) kB", meminfo.read_text(), re.MULTILINE)[1]) * 1024
+    except (OSError, TypeError):
+        return None
     with contextlib.suppress(OSError, ValueError):  # no such container, or "max": no limit
-        free = min(free, float((group / "memory.max").read_text()) - float((group / "memory.current").read_text()))
+        limit, taken = (float((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        cached = re.findall(r"^(?:in)?active_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+        free = min(free, limit - taken + sum(map(float, cached)))
     return free
 
 

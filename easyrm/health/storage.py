@@ -113,7 +113,8 @@ def _write(path: epath.Path, size: int) -> tuple[int, float]:
         file.flush()
         if "://" not in str(path):
             os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # else memory would be read, not the disk
+            if hasattr(os, "posix_fadvise"):  # else memory is read, not the disk
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return written, time.perf_counter() - began
 
 

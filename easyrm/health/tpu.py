@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Sequence
 
+from easyrm.distributed import on_cpu, tpu_chips
 from easyrm.health.finding import FAIL, OK, SKIPPED, Finding
 from easyrm.health.processes import described, holders
 
@@ -15,14 +16,9 @@ LOCK = "/tmp/libtpu_lockfile"
 _FLOCK = "hhqqi4x"
 
 
-def chips() -> list[str]:
-    """The TPU devices of this host."""
-    return sorted(glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*"))
-
-
 def accelerators() -> list[str]:
-    """The TPU and GPU devices of this host."""
-    return chips() + sorted(glob.glob("/dev/nvidia[0-9]*"))
+    """The TPU and GPU devices of this host; none where JAX is told to compute on the processor."""
+    return [] if on_cpu() else tpu_chips() + sorted(glob.glob("/dev/nvidia[0-9]*"))
 
 
 def look(devices: Sequence[str], lock: str = LOCK, proc: str = "/proc") -> Finding:
@@ -40,15 +36,16 @@ def look(devices: Sequence[str], lock: str = LOCK, proc: str = "/proc") -> Findi
     if not os.access(lock, os.R_OK | os.W_OK):
         text = f"{lock} belongs to user id {os.stat(lock).st_uid}, and libtpu cannot lock it"
         return Finding("tpu", FAIL, text, f"sudo rm {lock}")
-    if holder := _locked_by(lock):
-        text = f"{lock} is locked by {described(holder, proc)}"
-        return Finding("tpu", FAIL, text, f"wait for that process, or end it: sudo kill {holder}")
+    if (holder := _locked_by(lock)) is not None:
+        # Of a process of another container the kernel does not say which it is.
+        who = described(holder, proc) if holder > 0 else "a process of another container"
+        return Finding("tpu", FAIL, f"{lock} is locked by {who}", "wait for that process, or end it: sudo kill PID")
     return Finding("tpu", OK, f"{len(devices)} free ({devices[0]}, ...); {lock} is there, but nobody has locked it")
 
 
-def _locked_by(lock: str) -> int:
-    """The process that has `lock` locked as libtpu does (lockf), 0 where none has. The lock is asked for, not taken."""
+def _locked_by(lock: str) -> int | None:
+    """The process that has `lock` locked as libtpu does (lockf), None where none has. The lock is not taken."""
     with open(lock, "rb") as file:
         asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
-    return 0 if kind == fcntl.F_UNLCK else pid
+    return None if kind == fcntl.F_UNLCK else pid

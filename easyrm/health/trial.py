@@ -1,5 +1,6 @@
 """The trial of the devices, in a process that can be ended: what it found, and what it was doing where it failed."""
 
+import contextlib
 import json
 import queue
 import subprocess
@@ -16,7 +17,8 @@ CHECKS = ("devices", "mesh", "matmul", "all-reduce")
 _FAREWELL = 5.0  # seconds to leave JAX's runtime in good order
 _ENDED = "mend what it says; where it lost another process, that one's line says why"
 _WAY_OUT = {
-    "devices": "see that no other process uses the devices, and that no firewall is between the hosts",
+    "devices": "see what failed on other hosts, for which this one waits; that no other process uses the devices; and "
+    "that no firewall is between the hosts",
     "mesh": "report this: it takes no time",
     "matmul": "see what else uses the devices",
     "all-reduce": "see that every host got here, and that hosts reach each other on all ports",
@@ -34,24 +36,28 @@ class Trial:
 
     def run(self, asked: dict[str, Any], seconds: float) -> None:
         """Start it, tell it what is `asked`, and listen for at most so many seconds."""
-        with tempfile.TemporaryFile() as errors:
-            self._process = subprocess.Popen(
-                self._program,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
-            try:
+        try:
+            with tempfile.TemporaryFile() as errors:
+                self._process = subprocess.Popen(
+                    self._program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+                )
                 self._listen({**asked, "seconds": seconds}, time.monotonic() + seconds, errors)
-            finally:
-                self.end()
+        except OSError as error:  # no room for a file, or for a process
+            self._failed(CHECKS[0], f"its process cannot be started ({error})")
+        finally:
+            self.end()
 
     def end(self) -> None:
-        """End the process, if it has not ended by itself."""
+        """End the process, if it has not ended by itself; one that a driver holds in the kernel cannot be ended."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
-            self._process.wait(_FAREWELL)
+            self._farewell()
+
+    def _farewell(self) -> int | None:
+        """The process's exit status; None where it does not end soon."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(_FAREWELL)
+        return None
 
     def _listen(self, asked: dict[str, Any], until: float, errors) -> None:
         lines: queue.Queue[str] = queue.Queue()
@@ -67,15 +73,14 @@ class Trial:
                 if "finding" in message:
                     self.findings.append(Finding.of(message["finding"]))
                 if message.get("done"):
-                    self._process.wait(_FAREWELL)
+                    self._farewell()  # all is found, even if its end hangs
                     return
-            status = self._process.wait(_FAREWELL)
-            self._failed(current, f"its process ended with status {status}: {_last_line(errors)}", _ENDED)
+            status = self._farewell()
+            ended = "fell silent" if status is None else f"ended with status {status}"
+            self._failed(current, f"its process {ended}: {_last_line(errors)}", _ENDED)
         except queue.Empty:
             self._failed(current, f"no answer within {time.monotonic() - began:.0f} s")
-        except subprocess.TimeoutExpired:
-            pass  # all is found; what hangs is its end
-        except OSError as error:
+        except (OSError, ValueError, TypeError) as error:  # ended, or what it prints is no line of ours
             self._failed(current, f"its process cannot be reached ({error}): {_last_line(errors)}")
 
     def _read(self, lines: "queue.Queue[str]") -> None:

@@ -11,7 +11,7 @@ from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationErro
 
 from easyrm.errors import InputError
 
-_MODEL_FILES = {
+MODEL_FILES = {
     "allow_patterns": ["config.json", "*.safetensors", "*.safetensors.index.json", "digests.json"],
     "ignore_patterns": ["original/*", "consolidated*"],
 }
@@ -41,8 +41,8 @@ def fetch(source: str | epath.PathLike) -> epath.Path:
         return path
     try:
         with contextlib.suppress(DryRunError):  # no connection: what is in the cache will do
-            _check_space(source, huggingface_hub.snapshot_download(name, dry_run=True, **_MODEL_FILES))
-        return epath.Path(huggingface_hub.snapshot_download(name, **_MODEL_FILES))
+            _check_space(source, huggingface_hub.snapshot_download(name, dry_run=True, **MODEL_FILES))
+        return epath.Path(huggingface_hub.snapshot_download(name, **MODEL_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

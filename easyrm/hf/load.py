@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from easyrm.agreement import agree
 from easyrm.digests import digests
 from easyrm.errors import InputError
 from easyrm.file_digests import check_parameter, recorded_parameters
@@ -48,12 +49,16 @@ def load_params(
     every mesh. From a sequence classifier the head is loaded. The host holds the shards of one leaf at a time beside
     what is already placed, and 32 MB of file contents.
 
-    Raises InputError, before any tensor is read, that names every missing, unexpected and mis-shaped tensor; and for a
-    parameter that is not finite, or not the one that the digests.json of an export tells of.
+    Raises InputError, before any tensor is read, that names every missing, unexpected and mis-shaped tensor, and where
+    several processes find different files; and for a parameter that is not finite, or not the one that the digests.json
+    of an export tells of.
     """
     path = fetch(source)
     checkpoint, has_head = open_checkpoint(path, config)
     recorded, table = recorded_parameters(path), weights(config)
+    # Of the hub, the directory's name is the commit.
+    tensors = {name: [entry.dtype, entry.file.name, entry.start] for name, entry in checkpoint.entries.items()}
+    agree({"directory": path.name, "tensors": tensors, "digests.json": recorded}, "model")
     leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract_params)
     jobs = [
         (path_name(key), leaf, where) for (key, leaf), where in zip(leaves, jax.tree.leaves(shardings), strict=True)
