@@ -10,7 +10,7 @@ demo: .venv/.base
 	.venv/bin/python -m demo.run $(if $(HH),--hh=$(HH))
 
 test: lint
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q -n auto --maxprocesses=4 --dist=loadfile
 
 lint: .venv/.test
 	.venv/bin/ruff check .

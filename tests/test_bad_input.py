@@ -70,6 +70,9 @@ def test_files(refused, tmp_path):
 def test_a_disk_that_is_full(refused, monkeypatch):
     with full_disk(100):
         refused("its tokens cannot be kept in .*free space there, or set TMPDIR")
+    with monkeypatch.context() as patch, full_disk(0):  # not even room to find out where
+        patch.setattr("tempfile.tempdir", None)
+        refused("its tokens cannot be kept in the temporary directory .*free space there, or set TMPDIR")
     write = runs_of_easyrm.write_tokenizer
 
     def on_a_full_disk(*arguments):

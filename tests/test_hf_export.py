@@ -178,7 +178,7 @@ def test_a_crash_leaves_nothing_and_what_a_kill_leaves_is_cleared(tmp_path):
 
 
 def test_where_nothing_can_be_renamed_config_json_comes_last(tmp_path, monkeypatch):
-    monkeypatch.setattr("easyrm.hf.directory._is_remote", lambda path: True)
+    monkeypatch.setattr("easyrm.hf.directory.is_remote", lambda path: True)
     config = VARIANTS["llama2"]
     model = random_model(config)
     copied, local = [], type(epath.Path(tmp_path))
@@ -207,10 +207,12 @@ def new(key): return RewardModel(config, nnx.Rngs(key))
 places = state_shardings(make_mesh("1,4,2"), jax.eval_shape(new, jax.random.key(0)))
 written, save = [], directory.save_file
 directory.save_file = lambda tensors, path, **rest: (written.append(path.name), save(tensors, path, **rest))
-if sys.argv[2] == "apart" and jax.process_index() == 1:
-    directory.Path.is_dir = lambda path: False  # another disk
+output = Path(sys.argv[1])
+if sys.argv[2] == "apart" and jax.process_index() == 1:  # another disk, on which an earlier export was killed
+    output = output.with_name("of_host_1") / "hf"
+    output.with_name(".hf.unfinished").mkdir(parents=True)
 exports.export(
-    jax.jit(new, out_shardings=places)(jax.random.key(0)), config, sys.argv[1], card="# A card", dtype="fp32",
+    jax.jit(new, out_shardings=places)(jax.random.key(0)), config, output, card="# A card", dtype="fp32",
     raw_config={"pad_token_id": 0, "eos_token_id": 2, "bos_token_id": 1}, max_shard_bytes=20_000,
     write_tokenizer=lambda folder: (folder / "tokenizer.json").write_text("{}"),
 )
@@ -231,7 +233,8 @@ def test_two_hosts_take_turns_where_both_see_the_disk(tmp_path, disks):
     assert_equal(
         load_again(tmp_path / "hf"), jax.jit(lambda key: RewardModel(config, nnx.Rngs(key)))(jax.random.key(0))
     )
-    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"hf", "of_host_1"}
+    assert not list(tmp_path.glob("hf/.*")) and not list(tmp_path.glob("of_host_1/*/*"))
 
 
 def test_bad_output_and_bad_ids_are_refused_and_nothing_is_written(tmp_path):

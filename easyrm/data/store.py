@@ -132,8 +132,9 @@ def build_store(
     responses where pairs are expected, too many malformed records, no usable pair at all, and with overlong="error" for
     the first conversation of more than `max_length` tokens.
     """
-    encode, writer = Encoder(tokenizer, config, ranked=ranked), _Writer(config, ranked, log)
+    encode = Encoder(tokenizer, config, ranked=ranked)
     try:
+        writer = _Writer(config, ranked, log)
         for path in sources.resolve(spec, writer.retried):
             writer.files.append(path)
             for record in encode(sources.read_one(path, writer.retried)):
@@ -141,8 +142,8 @@ def build_store(
         return writer.finish(spec, encode.examples)
     except OSError as error:  # the readers make InputError of theirs
         raise InputError(
-            f"data {spec}: its tokens cannot be kept in {tempfile.gettempdir()} ({error}); free space there, or set "
-            "TMPDIR to a directory with more"
+            f"data {spec}: its tokens cannot be kept in {tempfile.tempdir or 'the temporary directory'} ({error}); "
+            "free space there, or set TMPDIR to a directory with more"
         ) from error
 
 

@@ -57,7 +57,7 @@ def staging_directory(output: epath.Path) -> Iterator[Path]:
 
     For a local output process 0 makes it, and one that a killed export left behind is removed first.
     """
-    if _is_remote(output):
+    if is_remote(output):
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
         return
@@ -77,7 +77,7 @@ def staging_directory(output: epath.Path) -> Iterator[Path]:
 def save_shard(staging: Path, output: epath.Path, file: str, tensors: dict[str, np.ndarray]) -> None:
     """Writes one weight file, and sends it on where the output is a bucket."""
     save_file(tensors, staging / file, metadata={"format": "pt"})
-    if _is_remote(output):
+    if is_remote(output):
         _send(staging, output)
 
 
@@ -95,13 +95,14 @@ def write_index(staging: Path, config: LlamaConfig, dtype: str, max_shard_bytes:
 
 def finish_directory(staging: Path, output: epath.Path) -> None:
     """Puts the complete directory under its name."""
-    if _is_remote(output):
+    if is_remote(output):
         _send(staging, output)
     else:
         staging.rename(Path(output).absolute())  # replaces an empty directory
 
 
-def _is_remote(path: epath.Path) -> bool:
+def is_remote(path: epath.Path) -> bool:
+    """Whether it is in a bucket, where nothing can be renamed."""
     return "://" in str(path)
 
 

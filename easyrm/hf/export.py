@@ -1,5 +1,6 @@
 """A trained reward model as a Hugging Face directory, written without ever holding the whole model."""
 
+import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ from easyrm.hf.directory import (
     DTYPES,
     MAX_SHARD_BYTES,
     finish_directory,
+    is_remote,
     plan_shards,
     refuse_existing,
     save_shard,
@@ -58,7 +60,6 @@ def export(
     _meet("output checked")
     parameters = digests_as_imported(params, dtype)
     with staging_directory(output) as staging:
-        _meet("begun")
         _write_weights(params, config, staging, output, dtype, max_shard_bytes)
         _meet("weights written")
         if jax.process_index() == 0:
@@ -90,7 +91,7 @@ def _write_weights(
         for layer, name in zip(range(weight.layers) if weight.layers else [None], weight.names, strict=True)
     }
 
-    writers, written, background = _writers(staging), None, ThreadPoolExecutor(1)
+    writers, written, background = _writers(staging, output), None, ThreadPoolExecutor(1)
     try:
         for turn, (file, names) in enumerate(plan_shards(config, dtype, max_shard_bytes).items()):
             mine = writers[turn % len(writers)] == jax.process_index()
@@ -106,9 +107,16 @@ def _write_weights(
         background.shutdown(wait=False)  # a stop does not wait for an upload
 
 
-def _writers(staging: Path) -> list[int]:
-    """The processes that see this directory; each has one of its own where the output is a bucket."""
-    seen = np.atleast_1d(multihost_utils.process_allgather(np.array(staging.is_dir())))
+def _writers(staging: Path, output: epath.Path) -> list[int]:
+    """The processes that see process 0's directory; each has one of its own where the output is a bucket."""
+    # A file that no earlier export on a disk of another host can have left.
+    mark = staging / f".{multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))}"
+    if jax.process_index() == 0 or is_remote(output):
+        mark.touch()
+    _meet("begun")
+    seen = np.atleast_1d(multihost_utils.process_allgather(np.array(mark.exists())))
+    if jax.process_index() == 0 or is_remote(output):
+        mark.unlink()
     return [index for index, sees in enumerate(seen) if sees]
 
 
