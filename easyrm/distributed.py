@@ -14,7 +14,7 @@ import jax
 from jax._src.distributed import global_state
 
 from easyrm import peers, ports
-from easyrm.errors import InputError, NonFiniteLoss, Resumable, SaveFailed
+from easyrm.errors import HostMissing, InputError, NonFiniteLoss, Resumable, SaveFailed
 from easyrm.redact import redact
 
 _NEVER = 10**6  # seconds: JAX aborts the process at its own timeout, so ours comes first
@@ -26,8 +26,8 @@ def start_distributed(mode: str, timeout: float = 300) -> None:
     "auto" does where JAX_COORDINATOR_ADDRESS is set or a TPU is attached; on a TPU pod JAX finds the other hosts by
     itself. Elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who. Must run before
     anything touches a device. With several processes, each then watches the others (see `together`), and all but
-    process 0 log warnings only. Raises InputError for a malformed environment, and where the processes have not met
-    after `timeout` seconds.
+    process 0 log warnings only. Raises InputError for a malformed environment, and HostMissing where the processes
+    have not met after `timeout` seconds.
     """
     if jax.distributed.is_initialized() or not asked_for(mode):
         return
@@ -37,7 +37,7 @@ def start_distributed(mode: str, timeout: float = 300) -> None:
     run = peers.enter()
     problem = _initialize(explicit or (), timeout)
     if isinstance(problem, TimeoutError) and global_state.client is not None:
-        raise InputError(_not_met(run, timeout)) from problem
+        raise HostMissing(_not_met(run, timeout)) from problem
     if problem is not None:
         if global_state.client is None:
             peers.leave()
@@ -105,9 +105,9 @@ def together() -> Iterator[None]:
 
 def report(error: BaseException) -> int:
     """Print on stderr what ended this process, one line or a traceback, and return the exit status."""
-    if isinstance(error, InputError | NonFiniteLoss | SaveFailed | Resumable):
+    if isinstance(error, InputError | NonFiniteLoss | SaveFailed | HostMissing | Resumable):
         print(redact(f"easyrm: {peers.prefix()}{error}"), file=sys.stderr)
-        return error.STATUS if isinstance(error, Resumable) else 2
+        return getattr(error, "STATUS", 2)
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     print(f"easyrm: {peers.prefix()}failed", file=sys.stderr)

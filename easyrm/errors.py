@@ -23,6 +23,16 @@ class SaveFailed(RuntimeError):
     """A checkpoint could not be written where one was required; the message names the step and the newest one."""
 
 
+class HostMissing(RuntimeError):
+    """Not all processes of a run came in time; the message says where to look.
+
+    Commands exit with status 69, which sysexits.h calls EX_UNAVAILABLE, as where a process is lost later: a host may
+    only be slow, and whoever starts lost runs again starts this one.
+    """
+
+    STATUS = 69
+
+
 class Resumable(SystemExit):
     """The run ended early and in good order: the same command goes on from what is saved.
 

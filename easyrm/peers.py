@@ -19,7 +19,7 @@ from collections.abc import Callable
 from jax._src.distributed import global_state  # the key-value store has no public name
 from jax.errors import JaxRuntimeError
 
-from easyrm.errors import InputError
+from easyrm.errors import HostMissing, InputError
 from easyrm.ports import unreachable
 from easyrm.redact import redact
 
@@ -27,7 +27,7 @@ HEARTBEAT = 30  # seconds of silence after which JAX calls a process lost
 NOTE = 60.0  # seconds of waiting for another process after which a line says for which
 LINGER = 10.0  # seconds that a process that fails gives the others to read why
 _GRACE = {"failed": 1.0, "ended": 30.0}  # seconds in which this process may come to the same end by itself
-PEER_LOST = 69  # exit status of a process that ends because of another: EX_UNAVAILABLE of sysexits.h
+PEER_LOST = HostMissing.STATUS  # exit status of a process that ends because of another
 
 _here: "Peers | None" = None
 
