@@ -95,13 +95,13 @@ class Peers:
                 if ends := self._early_ends():
                     self._stop_after(ends)
                     return
-                lost = self._lost()
-                _say(f"{self.name} lost {lost}; stopping ({' '.join(str(error).split())[:200]})")
-                self._status = PEER_LOST
-                if not lost.startswith("process 0,"):  # else there is no one left to tell
-                    self._tell("end", json.dumps(["failed", PEER_LOST, f"it lost {lost}"]))
-                    self._linger(LINGER)
-                return
+                if lost := self._lost():  # may have beaten again since
+                    _say(f"{self.name} lost {lost}; stopping ({' '.join(str(error).split())[:200]})")
+                    self._status = PEER_LOST
+                    if not lost.startswith("process 0,"):  # else there is no one left to tell
+                        self._tell("end", json.dumps(["failed", PEER_LOST, f"it lost {lost}"]))
+                        self._linger(LINGER)
+                    return
             self._status = report(error)
             if self._joined:
                 kind = "ended" if isinstance(error, SystemExit) else "failed"
