@@ -22,7 +22,7 @@ from easyrm.distributed import start_distributed
 from easyrm.errors import InputError, Resumable
 from easyrm.flags import run_command
 
-peers.HEARTBEAT = 6
+peers.HEARTBEAT = 15  # with less, a busy machine is taken for a lost one
 
 def main():
     start_distributed("auto", {timeout})
