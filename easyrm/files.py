@@ -27,6 +27,12 @@ def write_atomically(path: epath.Path, text: str) -> None:
         raise
 
 
+def absolute(directory: str | epath.Path) -> epath.Path:
+    """The directory, wherever the process goes. Orbax fails in the background where it writes to a relative one."""
+    directory = epath.Path(directory)
+    return directory if "://" in str(directory) else directory.resolve()
+
+
 def sha256_of(values: dict[str, Any]) -> str:
     """Of plain values: the same before they were written as JSON and after."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

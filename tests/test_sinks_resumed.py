@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import sys
 import time
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from etils import epath
@@ -88,3 +91,17 @@ def test_wandb_loses_no_line(tmp_path, monkeypatch, start):
     assert found == pytest.approx(values_of(run))
     metrics = [record.metric for record in records if record.WhichOneof("record_type") == "metric"]
     assert any(metric.glob_name == "*" and metric.step_metric == "step" for metric in metrics)
+
+
+def test_two_directories_of_one_name_are_two_runs_to_wandb(tmp_path, monkeypatch):
+    """And one directory is one run, however it is named."""
+    began = []
+    wandb = SimpleNamespace(Settings=dict, init=lambda **options: began.append(options) or Mock())
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a/run", tmp_path / "a" / "run", "b/run"):
+        epath.Path(folder).mkdir(parents=True, exist_ok=True)
+        with open_metrics(RunConfig(wandb_project="p"), epath.Path(folder), RECORD, START):
+            pass
+    ids = [options["id"] for options in began]
+    assert ids[0] == ids[1] != ids[2] and {options["name"] for options in began} == {"run"}

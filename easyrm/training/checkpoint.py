@@ -14,11 +14,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from easyrm.errors import InputError, SaveFailed
+from easyrm.files import absolute
 from easyrm.training.progress import Progress
 from easyrm.training.retention import Retention
 from easyrm.training.saved_step import (
     Manager,
-    absolute,
     is_damage,
     make_record,
     read_record,

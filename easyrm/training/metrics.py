@@ -13,7 +13,7 @@ from etils import epath
 from tqdm import tqdm
 
 from easyrm.config import RunConfig
-from easyrm.files import write_atomically
+from easyrm.files import absolute, sha256_of, write_atomically
 from easyrm.redact import redact_tree
 from easyrm.training.progress import Progress
 
@@ -185,7 +185,7 @@ def _tensorboard_sink(directory: epath.Path, start: Progress) -> Sink:
 
 
 def _wandb_sink(project: str, directory: epath.Path, record: dict[str, Any], start: Progress) -> Sink:
-    """A sink for a Weights & Biases run named after the output directory, which resumes with it (extra `wandb`).
+    """A sink for the Weights & Biases run of the output directory, which resumes with it (extra `wandb`).
 
     Only the redacted configuration and the metrics are sent.
     """
@@ -193,9 +193,13 @@ def _wandb_sink(project: str, directory: epath.Path, record: dict[str, Any], sta
 
     # Else wandb sends the command line, the git remote and all that is printed, and a secret may be in each.
     settings = wandb.Settings(x_disable_meta=True, disable_git=True, save_code=False, console="off")
-    config = redact_tree(record["config"])
     run = wandb.init(
-        project=project, name=directory.name, id=directory.name, resume="allow", config=config, settings=settings
+        project=project,
+        name=directory.name,
+        id=sha256_of({"directory": str(absolute(directory))})[:16],  # two directories may have one name
+        resume="allow",
+        config=redact_tree(record["config"]),
+        settings=settings,
     )
     shift = 0
     if start.step:

@@ -17,7 +17,7 @@ from etils import epath
 
 from easyrm.digests import digests
 from easyrm.errors import InputError
-from easyrm.files import sha256_of, write_atomically
+from easyrm.files import absolute, sha256_of, write_atomically
 from easyrm.sharding import path_name
 from easyrm.training.progress import Progress
 from easyrm.training.retention import readers_of
@@ -158,9 +158,3 @@ def reason_of(error: Exception) -> str:
     """The first line of its message, shortened."""
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
-
-
-def absolute(directory: str | epath.Path) -> epath.Path:
-    """The directory as Orbax needs it: it takes a relative one, and fails in the background when it writes there."""
-    directory = epath.Path(directory)
-    return directory if "://" in str(directory) else directory.resolve()
