@@ -191,6 +191,7 @@ def take_steps(job: Job, log: MetricsLog | QuietLog, interrupt: Interrupt) -> Pr
         newest = checkpoints.newest()
         raise NonFiniteLoss(f"{error}; {_last_good(newest)}", error.step, before=error.before) from error
     finally:
+        profile.close()
         batches.close()
     if nonfinite.skipped:
         say(f"{nonfinite.skipped} updates were skipped; their pairs, in nonfinite.jsonl, count as trained on below")

@@ -17,18 +17,26 @@ def parse_profile_steps(text: str) -> tuple[int, int] | None:
 
 
 class Profile:
-    """Traces the steps of `--profile_steps` into `<directory>/profile`."""
+    """Traces the steps of `--profile_steps` into `<directory>/profile`, as many as one process runs of them."""
 
     def __init__(self, steps: str, directory: epath.Path):
-        self._steps, self._directory = parse_profile_steps(steps), directory / "profile"
+        self._first, self._last = parse_profile_steps(steps) or (0, -1)
+        self._directory, self._tracing = directory / "profile", False
 
     def before(self, step: int) -> None:
-        """Start tracing where `step` is the first to be traced."""
-        if self._steps and step == self._steps[0]:
+        """Start tracing where `step` is the first to be traced, or a later one with which the run goes on."""
+        if self._first <= step <= self._last and not self._tracing:
             jax.profiler.start_trace(str(self._directory))
+            self._tracing = True
 
     def after(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Stop tracing where `step` is the last, once its metrics are computed."""
-        if self._steps and step == self._steps[1]:
+        if step == self._last:
             jax.block_until_ready(metrics)
+            self.close()
+
+    def close(self) -> None:
+        """Write the trace if one is being made."""
+        if self._tracing:
             jax.profiler.stop_trace()
+            self._tracing = False
