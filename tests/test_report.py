@@ -263,13 +263,16 @@ def test_odd_evaluations_are_counted_and_left_out(tmp_path):
 def test_several_answers_are_not_taken_for_pairs(tmp_path):
     run = make_run(tmp_path / "run", [training_line(1)])
     many = {"chosen": [1.5], "rejected": [0.5, -1, 2], "chosen_tokens": [9], "rejected_tokens": [7, 8, 9]}
-    add_evaluation(run, 1, "rb2", [[], [], [], []], many, many, suite="rewardbench2")
+    figures = {"score": 0.7, "ties": -0.004, "factuality": 0.6}
+    add_evaluation(run, 1, "rb2", [[], [], [], []], many, many, suite="rewardbench2", figures=figures)
     html, names, notes = page_of(run)
     assert "No accuracy by subset is recorded in rb2.json" in html
     scores = load_run(run).evaluations[0].scores
     assert (len(scores.chosen), len(scores.rejected), scores.paired) == (2, 6, False)
     assert "Several answers are compared at a time" in html and not notes
     assert {name for name in names if name.startswith("rb2")} == {"rb2-rewards"}
+    assert "RewardBench 2 (rb2), step 1" in html
+    assert "step 1, Factuality 60.0 %, Ties \u22120.4 %" in html  # a share in this suite, which goes below 0
 
 
 def test_many_subsets_are_drawn_in_part_and_that_is_said(tmp_path):

@@ -5,10 +5,16 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from easyrm.evaluations import SHARES
-from easyrm.hf.card_results import PUBLISHED, figure_title, title_of
+from easyrm.evaluations import SHARES, title_of
+from easyrm.hf.card_results import figure_title
 from easyrm.hf.hub import hub_name
 
+# Where the published suites are.
+_DATASETS = {
+    "rewardbench": "allenai/reward-bench",
+    "rewardbench2": "allenai/reward-bench-2",
+    "rm-bench": "THU-KEG/RM-Bench",
+}
 _HUB_DATA = re.compile(r"hf://([\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?::(.+))?", re.ASCII)
 
 
@@ -43,11 +49,11 @@ def _eval_results(evaluation: dict[str, Any]) -> list[EvalResult]:
     """
     suite, figures = evaluation["suite"], evaluation["figures"]
     on_hub = _HUB_DATA.fullmatch(evaluation["source"])
-    dataset = PUBLISHED[suite][1] if suite in PUBLISHED else on_hub[1] if on_hub else None
-    again = suite in PUBLISHED and evaluation["name"] != suite
+    dataset = _DATASETS.get(suite) or (on_hub[1] if on_hub else None)
+    again = suite in _DATASETS and evaluation["name"] != suite
     shared = {
         "task_type": "text-classification",
-        "dataset_name": title_of(evaluation),
+        "dataset_name": title_of(suite, evaluation["name"]),
         # The hub takes one result a data set: a second evaluation on a suite goes by its own name.
         "dataset_type": evaluation["name"] if dataset is None or again else dataset,
         "dataset_split": on_hub[2] if on_hub else None,

@@ -2,15 +2,9 @@
 
 from typing import Any
 
-from easyrm.evaluations import SHARES
+from easyrm.evaluations import SHARES, TITLES, title_of
 from easyrm.hf.markdown import code, folded, table, text
 
-# Title and hub data set of the suites that are published there.
-PUBLISHED = {
-    "rewardbench": ("RewardBench", "allenai/reward-bench"),
-    "rewardbench2": ("RewardBench 2", "allenai/reward-bench-2"),
-    "rm-bench": ("RM-Bench", "THU-KEG/RM-Bench"),
-}
 _SECTIONS = ("score", "chat", "chat_hard", "safety", "reasoning")  # of RewardBench, as its models' cards print them
 _NONE = "–"  # noqa: RUF001
 
@@ -22,16 +16,8 @@ def figure_title(figure: str) -> str:
 
 def in_order(evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """RewardBench first, files of pairs last."""
-    order = [*PUBLISHED, "pairs"]
+    order = [*TITLES, "pairs"]
     return sorted(evaluations, key=lambda evaluation: order.index(evaluation["suite"]))
-
-
-def title_of(evaluation: dict[str, Any]) -> str:
-    """Of the suite, with its own name where it is not the only one, or of the pairs (`eval`: of --data.eval)."""
-    if evaluation["suite"] in PUBLISHED:
-        title = PUBLISHED[evaluation["suite"]][0]
-        return title if evaluation["name"] == evaluation["suite"] else f"{title} ({evaluation['name']})"
-    return "Held-out pairs" if evaluation["name"] == "eval" else f"Pairs: {evaluation['name']}"
 
 
 def results(evaluations: list[dict[str, Any]], name: str, step: int) -> str:
@@ -46,7 +32,7 @@ def _evaluation(evaluation: dict[str, Any], name: str) -> str:
     suite, figures = evaluation["suite"], evaluation["figures"]
     columns = _SECTIONS if suite == "rewardbench" else SHARES[suite]
     shown = _pairs_table(figures) if suite == "pairs" else _published_table(columns, figures, name)
-    parts = [f"### {text(title_of(evaluation))}", shown]
+    parts = [f"### {text(title_of(suite, evaluation['name']))}", shown]
     parts.append("\n".join(f"- {line}" for line in _remarks(evaluation)))
     if evaluation["subsets"]:
         parts.append(folded(f"{len(evaluation['subsets'])} subsets", _subsets_table(evaluation["subsets"])))

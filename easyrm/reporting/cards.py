@@ -2,11 +2,9 @@
 
 import numpy as np
 
+from easyrm.evaluations import SHARES, TITLES
 from easyrm.reporting import words
 from easyrm.reporting.load import Evaluation, Run, held_out, number
-
-_SUITES = {"rewardbench": "RewardBench", "rewardbench2": "RewardBench 2", "rm-bench": "RM-Bench"}
-_WHOLE = ("score", "accuracy", "ties")  # the other figures of a benchmark are its sections
 
 
 def _card(title: str, value: str, about: str = "") -> dict[str, str]:
@@ -33,11 +31,13 @@ def headline_cards(run: Run) -> list[dict[str, str]]:
         cards.append(_card(title, value, about))
     cards += _held_out_cards(run)
     for evaluation in run.evaluations:
-        if str(evaluation.summary.get("suite")) in _SUITES:
+        suite = str(evaluation.summary.get("suite"))
+        if suite in TITLES:
             figures = figures_of(evaluation)
             score = words.percent(figures["score"]) if "score" in figures else words.MISSING
-            parts = [f"{words.name(key)} {words.figure(key, figures[key])}" for key in figures if key not in _WHOLE]
-            cards.append(_card(title_of(evaluation), score, ", ".join([f"step {evaluation.step:,}", *parts])))
+            sections = [key for key in SHARES[suite] if key in figures and key not in ("score", "accuracy")]
+            parts = [f"{words.name(key)} {words.percent(figures[key])}" for key in sections]
+            cards.append(_card(evaluation.title, score, ", ".join([f"step {evaluation.step:,}", *parts])))
     for key, title, form in (
         ("pairs_per_second", "Pairs a second", words.rate),
         ("mfu", "MFU", words.percent),
@@ -68,17 +68,12 @@ def figures_of(evaluation: Evaluation) -> dict[str, float]:
     return {name: value for name, given in figures.items() if (value := number(given)) is not None}
 
 
-def title_of(evaluation: Evaluation) -> str:
-    """The name of a benchmark, or of a file of pairs."""
-    return _SUITES.get(str(evaluation.summary.get("suite")), f"Pairs: {evaluation.name}")
-
-
 def figure_cards(evaluation: Evaluation) -> list[dict[str, str]]:
     """Every headline figure of an evaluation."""
-    figures = figures_of(evaluation)
+    figures, shares = figures_of(evaluation), SHARES.get(str(evaluation.summary.get("suite")), SHARES["pairs"])
     ends = [figures.pop(name, None) for name in ("interval_low", "interval_high")]
     about = "" if None in ends else f"95 % interval {words.interval(*ends)}"
     return [
-        _card(words.name(name), words.figure(name, value), about if name == "accuracy" else "")
+        _card(words.name(name), words.figure(name, value, share=name in shares), about if name == "accuracy" else "")
         for name, value in figures.items()
     ]

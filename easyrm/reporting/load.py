@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from easyrm.errors import InputError
+from easyrm.evaluations import title_of
 from easyrm.redact import redact_tree
 from easyrm.run import read_record
 from easyrm.strict_json import read_object
@@ -63,6 +64,11 @@ class Evaluation:
     step: int
     summary: dict[str, Any]
     scores: Scores | None
+
+    @property
+    def title(self) -> str:
+        """The name of a benchmark, or of a file of pairs."""
+        return title_of(self.summary.get("suite"), self.name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from easyrm.reporting import words
-from easyrm.reporting.cards import figure_cards, figures_of, headline_cards, title_of
+from easyrm.reporting.cards import figure_cards, figures_of, headline_cards
 from easyrm.reporting.drawing import Picture
 from easyrm.reporting.evaluation_figures import calibration_figure, length_figure, rewards_figure, subsets_figure
 from easyrm.reporting.figures import speed_figures, training_figures
@@ -44,7 +44,7 @@ def make_page(run: Run) -> tuple[str, list[Picture]]:
         notes=run.notes,
         training=[panel(shown) for shown in training_figures(run)],
         speed=[panel(shown) for shown in speed_figures(run)],
-        evaluations=[_evaluation(run, evaluation, panel) for evaluation in run.evaluations],
+        evaluations=[_evaluation(evaluation, panel) for evaluation in run.evaluations],
         tables=[
             {"title": "Every setting", "rows": _settings("flag", flatten(record["config"]), "--")},
             {"title": "Model", "rows": _settings("field", record["model"])},
@@ -79,7 +79,7 @@ def _data(run: Run) -> dict[str, Any]:
             body.append([title, "none given", *[words.MISSING] * 3])
     for one in run.evaluations:
         source = str(one.summary.get("source", words.MISSING))
-        body.append([f"{title_of(one)}, step {one.step:,}", source, *_counts(one.summary, "scored")])
+        body.append([f"{one.title}, step {one.step:,}", source, *_counts(one.summary, "scored")])
     return {"head": ["", "files", "read", "used", "dropped"], "numbers": (2, 3), "body": body}
 
 
@@ -90,7 +90,7 @@ def _counts(report: dict[str, Any], used: str) -> list[str]:
     return [words.count(report.get("read")), words.count(report.get(used)), lost]
 
 
-def _evaluation(run: Run, evaluation: Evaluation, panel) -> dict[str, Any]:
+def _evaluation(evaluation: Evaluation, panel) -> dict[str, Any]:
     summary = evaluation.summary
     subsets, odd = subsets_of(evaluation)
     about = [
@@ -98,7 +98,7 @@ def _evaluation(run: Run, evaluation: Evaluation, panel) -> dict[str, Any]:
         *(str(summary[key]) for key in ("source", "dtype", "evaluator") if key in summary),
     ]
     return {
-        "title": title_of(evaluation),
+        "title": evaluation.title,
         "about": " · ".join(about),
         "cards": figure_cards(evaluation),
         "panels": [*_score_panels(evaluation, panel), _subset_panel(evaluation, subsets, odd, panel)],

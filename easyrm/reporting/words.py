@@ -10,7 +10,7 @@ MISSING = "\u2013"  # en dash
 
 def percent(share: float) -> str:
     """0.7412 -> 74.1 %."""
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f} %".replace("-", "\u2212")
 
 
 def count(value: Any) -> str:
@@ -29,11 +29,11 @@ def interval(low: float, high: float) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
-def figure(name: str, value: float) -> str:
-    """A headline figure of an evaluation: counts whole, margins signed, shares in percent."""
-    if name in ("pairs", "ties"):
-        return f"{value:,.0f}"
-    return signed(value, ".3f") if name == "margin" or not 0 <= value <= 1 else percent(value)
+def figure(name: str, value: float, *, share: bool) -> str:
+    """A headline figure of an evaluation: shares in percent, margins signed, counts whole."""
+    if share:
+        return percent(value)
+    return f"{value:,.0f}" if name != "margin" and value.is_integer() else signed(value, ".3f")
 
 
 def signed(value: float, form: str) -> str:
