@@ -89,16 +89,20 @@ class EvalConfig:
 class RunConfig:
     """Every flag of `python -m easyrm.train_rm`.
 
-    `total_steps` 0 means `num_epochs` of the data. `eval_freq` and `save_freq` count steps; 0 means at the end only.
-    `log_freq`: steps a line of metrics.jsonl. `save_minutes`: at most so long between saves (0: as `save_freq` says).
-    `keep_checkpoints`: how many of the newest stay; beside them the `keep_best` highest (of a loss: lowest) by
-    `best_metric`, for which every evaluation is saved, and each step that `keep_every` divides. `strict_saves`: a save
-    that fails ends the run. `on_nonfinite`: stop at a loss or gradient that is not finite, or skip such updates, at
-    most `max_nonfinite` in a row. `allow_config_change`: resume although settings or data have changed. `export`: write
-    the Hugging Face directory at the end, in `export_dtype`. `license`: what the exported model's card is to state, an
-    id of the hub or of SPDX, as in llama3.1 or apache-2.0; empty: nothing. `distributed`: auto (where a TPU or
-    JAX_COORDINATOR_ADDRESS is found), true or false; `distributed_timeout`: seconds to wait for all hosts.
-    `compilation_cache`: a directory (local or gs://) that keeps compiled programs for the next start.
+    `recipe`: a name under easyrm/recipes/ or a TOML file, whose settings other flags override. `mesh_dim`: devices for
+    data, for shards of the parameters and for tensor parallelism, one of them -1 for all that are left. `seed`: of the
+    new head and the order of the pairs. `dtype`: bf16 or fp32, in which is computed; parameters are fp32. `output_dir`:
+    where all that the run leaves goes, local or gs://. `tokenizer`: a directory, a tokenizer.model or hf://org/name;
+    empty: that of `model.init_from`. `total_steps` 0 means `num_epochs` of the data. `eval_freq` and `save_freq` count
+    steps; 0 means at the end only. `log_freq`: steps a line of metrics.jsonl. `save_minutes`: at most so long between
+    saves (0: as `save_freq` says). `keep_checkpoints`: how many of the newest stay; beside them the `keep_best` highest
+    (of a loss: lowest) by `best_metric`, for which every evaluation is saved, and each step that `keep_every` divides.
+    `strict_saves`: a save that fails ends the run. `on_nonfinite`: stop at a loss or gradient that is not finite, or
+    skip such updates, at most `max_nonfinite` in a row. `allow_config_change`: resume although settings or data have
+    changed. `export`: write the Hugging Face directory at the end, in `export_dtype`. `license`: what the exported
+    model's card is to state, an id of the hub or of SPDX, as in llama3.1 or apache-2.0; empty: nothing. `distributed`:
+    auto (where a TPU or JAX_COORDINATOR_ADDRESS is found), true or false; `distributed_timeout`: seconds to wait for
+    all hosts. `compilation_cache`: a directory (local or gs://) that keeps compiled programs for the next start.
     `profile_steps`: first and last step of a profiler trace, as in 10,13. `tensorboard` and `wandb_project` send the
     metrics there too.
     """
@@ -168,6 +172,11 @@ class RunConfig:
         for name, value in (("keep_best", self.keep_best), ("eval.patience", self.eval.patience)):
             if value and not (self.data.eval or self.eval.suites):
                 raise InputError(f"--{name}={value} needs pairs to evaluate on; give --data.eval or --eval.suites")
+        if self.eval.patience and not self.eval_freq:
+            raise InputError(
+                f"--eval.patience={self.eval.patience} with --eval_freq=0: nothing is evaluated before the end; "
+                "give the steps between evaluations"
+            )
         parse_profile_steps(self.profile_steps)
         if not self.data.train:
             raise InputError("--data.train is empty: name a file, a glob, a directory, gs://... or hf://dataset")
@@ -197,9 +206,10 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 def apply_recipe(config: RunConfig, recipe: dict[str, Any], source: str) -> None:
     """Set what a recipe names. Raises InputError for a name or a type that no flag has."""
+    fields = {field.name for field in dataclasses.fields(config)}
     for name, value in recipe.items():
         here = getattr(config, name, None)
-        if not hasattr(config, name):
+        if name not in fields:
             raise InputError(f"--recipe={source}: it sets {name!r}, which is no flag of train_rm")
         if dataclasses.is_dataclass(here) and isinstance(value, dict):
             apply_recipe(here, value, source)

@@ -14,7 +14,7 @@ import jax
 from jax._src.distributed import global_state
 
 from easyrm import peers, ports
-from easyrm.errors import HostMissing, InputError, NonFiniteLoss, Resumable, SaveFailed
+from easyrm.errors import TOLD, HostMissing, InputError
 from easyrm.redact import redact
 
 _NEVER = 10**6  # seconds: JAX aborts the process at its own timeout, so ours comes first
@@ -105,7 +105,7 @@ def together() -> Iterator[None]:
 
 def report(error: BaseException) -> int:
     """Print on stderr what ended this process, one line or a traceback, and return the exit status."""
-    if isinstance(error, InputError | NonFiniteLoss | SaveFailed | HostMissing | Resumable):
+    if isinstance(error, TOLD):
         print(redact(f"easyrm: {peers.prefix()}{error}"), file=sys.stderr)
         return getattr(error, "STATUS", 2)
     if isinstance(error, SystemExit):

@@ -1,4 +1,4 @@
-"""The exceptions that commands print as one line instead of a traceback."""
+"""The exceptions that commands print as one line instead of a traceback, and others in one line."""
 
 
 class InputError(ValueError):
@@ -49,3 +49,11 @@ class Resumable(SystemExit):
 
     def __str__(self) -> str:
         return self.message
+
+
+TOLD = (InputError, NonFiniteLoss, SaveFailed, HostMissing, Resumable)  # their message is all that a person needs
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of what `error` says, shortened, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

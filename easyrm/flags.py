@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from easyrm.config import RunConfig, apply_recipe, read_recipe
 from easyrm.distributed import report, together
-from easyrm.errors import HostMissing, InputError, NonFiniteLoss, Resumable, SaveFailed
+from easyrm.errors import TOLD, InputError, Resumable
 from easyrm.redact import redact
 
 _DEFINE = {
@@ -87,7 +87,7 @@ def run_command(
                 main()
             for number in (signal.SIGINT, signal.SIGTERM):  # all is done: too late to stop anything
                 signal.signal(number, signal.SIG_IGN)
-        except (InputError, NonFiniteLoss, SaveFailed, HostMissing, Resumable) as error:
+        except TOLD as error:
             _exit(report(error), at_once=isinstance(error, Resumable) and error.at_once)
 
     app.run(call, flags_parser=parse)

@@ -51,11 +51,11 @@ def score() -> None:
     for flag in (_MODEL, _INPUT, _OUTPUT):
         if not flag.value:
             raise InputError(f"--{flag.name} is empty; --model, --input and --output are all needed")
-    files = sources.resolve(_INPUT.value)
     export = epath.Path(_MODEL.value)
     if _SAVE_STATISTICS.value and (_NORMALIZE.value or not (export / "config.json").exists()):
         raise InputError("--save_statistics needs the directory of an export as --model, and no --normalize")
     start_distributed(_DISTRIBUTED.value)
+    files = sources.resolve(_INPUT.value, say)
     scorer = find_model(_MODEL.value).open(
         mesh_dim=_MESH_DIM.value,
         dtype=_DTYPE.value,
@@ -74,7 +74,7 @@ def score() -> None:
     parts = Parts(epath.Path(_OUTPUT.value), settings)
     if parts.count:
         say(f"going on after {parts.count} lines that are scored already")
-    counts = write_scores(islice(sources.read(_INPUT.value), parts.count, None), scorer, parts)
+    counts = write_scores(islice(sources.read(_INPUT.value, say), parts.count, None), scorer, parts)
     parts.finish()
     kinds = [f"{n} {what}" for what, n in counts.items()]
     say(f"wrote {parts.count} lines to {_OUTPUT.value}, now " + ", ".join(kinds or ["none"]))

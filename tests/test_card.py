@@ -33,6 +33,7 @@ RECORD = {
             "read": 4408,
             "kept": 4400,
             "dropped": {"identical": 5, "overlong": 3},
+            "longest": 3071,
             "tokens": 1000,
             "tokens_unique": 700,
             "fingerprint": "abc123",
@@ -177,6 +178,7 @@ def test_the_figures_are_printed_as_the_published_cards_do_and_are_metadata():
         "the longer one got the higher reward in 70.0 %, and was the chosen one in 50.0 %",
     ):
         assert words in body, words
+    assert "The longest conversation in the training data: 3071 tokens." in body
     assert "Not measured" not in body and body.index("### RewardBench") < body.index("### Held-out pairs")
 
     assert data.model_name == "my-rm"

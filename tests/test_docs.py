@@ -1,6 +1,7 @@
 """The documents say what is so: flags, messages, links, recipes, reasons and packages that they name are there."""
 
 import ast
+import dataclasses
 import importlib.util
 import re
 
@@ -64,6 +65,16 @@ def known_flags() -> set[str]:
     for path in (ROOT / "tpu_launch").glob("*.sh"):
         found |= set(_FLAG.findall(path.read_text()))
     return found
+
+
+def test_every_flag_is_described_where_help_points():
+    """absl shows the docstring of a group, and names RunConfig's for the rest."""
+    own, groups = [], []
+    for field in dataclasses.fields(RunConfig):
+        (groups if dataclasses.is_dataclass(field.type) else own).append(field)
+    fields = [(RunConfig, field.name) for field in own]
+    fields += [(group.type, field.name) for group in groups for field in dataclasses.fields(group.type)]
+    assert not [f"{owner.__name__}.{name}" for owner, name in fields if f"`{name}`" not in owner.__doc__]
 
 
 def messages() -> list[re.Pattern]:

@@ -212,6 +212,7 @@ def test_refusals(trained, tmp_path):
     settings = {**make_world(tmp_path), "output_dir": str(tmp_path / "run")}
     for more, match in (
         ({"eval.patience": 2}, "--eval.patience=2 needs pairs"),
+        ({"eval.patience": 2, "data.eval": "x", "eval_freq": 0}, "--eval_freq=0: nothing is evaluated before"),
         ({"eval.patience": -1, "data.eval": "x"}, "--eval.patience=-1"),
         ({"eval.suites": str(rows)}, "write rewardbench:"),
         (

@@ -6,6 +6,7 @@ import pytest
 from absl import flags
 
 from easyrm.config import RECIPES, RunConfig, apply_recipe, read_recipe
+from easyrm.errors import InputError
 from easyrm.flags import define_run_flags, run_config
 from easyrm.models.config import SIZES
 from easyrm.planning.model import model_shape
@@ -55,6 +56,12 @@ def test_a_recipe_names_the_slice_it_was_planned_on(name):
     tpu = parse_topology(planned[1])
     assert float(planned[2]) < float(planned[3]) == pytest.approx(tpu.chip.hbm / 2**30, abs=0.005)
     assert parse_mesh_dim(recipe(name).mesh_dim, tpu.chips)
+
+
+@pytest.mark.parametrize(("group", "name"), [("loss", "ranked"), ("loss", "validate"), ("data", "to_dict"), ("", "x")])
+def test_a_recipe_sets_flags_alone(group, name):
+    with pytest.raises(InputError, match=f"--recipe=mine: it sets '{name}', which is no flag"):
+        apply_recipe(RunConfig(), {group: {name: True}} if group else {name: True}, "mine")
 
 
 def test_flags_beside_a_recipe_win():

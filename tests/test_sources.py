@@ -10,11 +10,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from etils import epath
-from toy_tokenizer import write_pairs
+from toy_tokenizer import write_byte_level, write_pairs
 from unsteady import unsteady
 
 from easyrm.data import readers, retry, sources
+from easyrm.data.tokenizer import load_tokenizer
 from easyrm.errors import InputError
+from easyrm.scoring.evaluation import read_questions
+from easyrm.suites.registry import Request
 
 
 @pytest.fixture
@@ -130,6 +133,15 @@ def test_reading_goes_on_where_the_storage_failed(tmp_path, monkeypatch, name, b
     assert len(said) == len(pauses) == 4 and pauses[:3] == [1, 2, 1]
     assert all("reset" in line and f"of {retry.TRIES} in" in line for line in said)
     assert "after line" in said[2]
+
+
+def test_of_a_suite_that_is_read_again_the_command_hears(tmp_path, monkeypatch, capsys):
+    path = write_pairs(tmp_path / "x.jsonl", 700)
+    tokenizer, said = load_tokenizer(str(write_byte_level(tmp_path / "tokenizer"))), []
+    unsteady(monkeypatch, fail_at=[0, 1], block=5000)
+    found = read_questions(Request("x", "pairs", str(path)), tokenizer, 512, tokenizer.vocab_size, said.append)
+    assert found.read == 700 and len(said) == 3 and all("late" in line for line in said[:2])
+    assert capsys.readouterr().out == ""
 
 
 def test_a_storage_that_stays_silent_stops_the_run(folder, monkeypatch):

@@ -71,6 +71,15 @@ def test_what_the_cache_holds_needs_no_network(model_file, tmp_path, monkeypatch
     assert found.encode_batch(TEXTS) == here.encode_batch(TEXTS)
 
 
+def test_a_hub_that_fails_without_a_word_is_one_line(monkeypatch):
+    def fails(*_, **__):
+        raise OSError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
+    with pytest.raises(InputError, match=r"not on the hub \(OSError\); check the name"):
+        load_tokenizer("hf://org/none")
+
+
 def test_json_is_used_as_it_is_and_adds_nothing(tmp_path):
     tokenizer = load_tokenizer(str(write_byte_level(tmp_path)))
     raw = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))

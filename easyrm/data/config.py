@@ -11,7 +11,11 @@ class DataConfig:
 
     `train` and `eval` are comma-separated lists of file, glob, directory, `gs://...` or `hf://dataset[:split]`.
     `max_length` is in tokens a conversation, `batch_size` in pairs (or groups) per optimizer step, `row_length` in
-    tokens (0: the row plan chooses). `max_bad_fraction` is the share of malformed lines above which the run stops.
+    tokens (0: the row plan chooses). `micro_batches`: parts of a batch whose gradients are added up, for less memory.
+    `packing` false: each side in a row of its own. `shuffle`: another order in each epoch. `overlong`: drop a record
+    with a conversation beyond `max_length`, or stop with an error. `drop_duplicates` drops records that repeat an
+    earlier one. `pad_token`: another than the tokenizer's; never EOS. `max_bad_fraction` is the share of malformed
+    lines above which the run stops.
 
     A record is a pair: `chosen` and `rejected`, each a list of {"role", "content"} messages that ends in an assistant
     message; optional `margin` (a number), `probability` (in [0, 1], that chosen is the better one), `id`. Or, for the

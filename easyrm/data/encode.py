@@ -12,10 +12,9 @@ from easyrm.data.config import DataConfig
 from easyrm.data.groups import Group, group_of_pair, is_group, parse_group
 from easyrm.data.pairs import Dropped, check_pair, parse_pair
 from easyrm.data.readers import Record
-from easyrm.data.retry import one_line
 from easyrm.data.template import render
 from easyrm.data.tokenizer import Tokenizer
-from easyrm.errors import InputError
+from easyrm.errors import InputError, one_line
 
 _CHUNK = 256  # records tokenized at once
 _CHUNK_CHARACTERS = 2**24  # or fewer, if their texts are as long as this

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from easyrm.data.retry import Position, Unreachable, one_line, reaching
-from easyrm.errors import InputError
+from easyrm.data.retry import Position, Unreachable, reaching
+from easyrm.errors import InputError, one_line
 
 MAX_LINE_BYTES = 64 * 2**20
 _BLOCK = 2**20  # bytes asked of a file at once

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from easyrm.errors import InputError
+from easyrm.errors import InputError, one_line
 
 TRIES = 5  # in a row without a new record
 FIRST_WAIT = 1.0  # seconds before the second try; doubled before each further one
@@ -68,8 +68,3 @@ def steadily(name: str, attempt: Callable[[Position], Iterator[_T]], on_retry: C
         seconds = FIRST_WAIT * 2 ** (tries - 1)
         on_retry(f"{place} ({reason}); try {tries + 1} of {TRIES} in {seconds:g} s")
         wait(seconds)
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of what `error` says, or its type where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

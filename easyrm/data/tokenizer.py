@@ -14,7 +14,7 @@ from etils import epath
 
 from easyrm.data.sentencepiece_model import SentencePieceModel
 from easyrm.data.token_bound import longest_token
-from easyrm.errors import InputError
+from easyrm.errors import InputError, one_line
 from easyrm.file_digests import TOKENIZER_FILES, check_files
 from easyrm.strict_json import read_object
 
@@ -182,8 +182,9 @@ def _fetch(source: str, stack: contextlib.ExitStack) -> epath.Path:
     try:
         return epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES)))
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"tokenizer {source}: not here, and not on the hub ({reason}); check the name") from error
+        raise InputError(
+            f"tokenizer {source}: not here, and not on the hub ({one_line(error)}); check the name"
+        ) from error
 
 
 def _copy(path: epath.Path, source: str, local: epath.Path) -> epath.Path:

@@ -15,8 +15,7 @@ from easyrm.config import RunConfig
 from easyrm.data import sources, tokenizer
 from easyrm.data.groups import is_group, parse_group
 from easyrm.data.pairs import Dropped, parse_pair
-from easyrm.data.retry import one_line
-from easyrm.errors import InputError
+from easyrm.errors import InputError, one_line
 from easyrm.health.finding import FAIL, OK, SKIPPED, WARN, Finding, plural
 from easyrm.hf.hub import MODEL_FILES, hub_name
 from easyrm.hf.source import ModelSource

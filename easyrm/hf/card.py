@@ -69,7 +69,7 @@ def model_card(
         "## Evaluation\n\n" + results(evaluations, name, step),
         f"## Input format\n\n{_FORMAT}\n\n```\n{json.dumps(example, ensure_ascii=False)}\n```",
         f"## How to use it\n\n{_USE}",
-        f"## Intended use and limitations\n\n{_INTENDED}\n\n{_limitations(config)}",
+        f"## Intended use and limitations\n\n{_INTENDED}\n\n{_limitations(record.get('data') or {})}",
         "## Training data\n\n" + _data(record.get("data") or {}),
         "## Training hyperparameters\n\n" + _short(config, record.get("total_steps"), step, dtype),
         folded("All flags", _table(("flag", "value"), _flatten(config))),
@@ -108,12 +108,13 @@ def _summary(record: dict[str, Any], step: int, dtype: str) -> str:
     )
 
 
-def _limitations(config: dict[str, Any]) -> str:
-    length = _known((config.get("data") or {}).get("max_length"))
+def _limitations(data: dict[str, Any]) -> str:
+    longest = (data.get("train") or {}).get("longest")
+    length = "not recorded" if longest is None else f"{longest} tokens"
     return (
         "- Only differences between rewards of the same prompt were trained. A reward by itself has no scale, and "
         "rewards of different prompts are not comparable unless they are normalised.\n"
-        f"- The longest conversations trained on: {length} tokens (`--data.max_length`). Beyond that it is untested.\n"
+        f"- The longest conversation in the training data: {length}. Beyond that it is untested.\n"
         "- Reward models tend to favour longer responses. Where it was measured, the evaluation above says how often.\n"
         "- In which languages and domains it is of use depends on the data, and was not examined.\n"
         "- It is not a safety classifier: a high reward does not mean that a response is true or harmless.\n"

@@ -9,7 +9,7 @@ from etils import epath
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from easyrm.errors import InputError
+from easyrm.errors import InputError, one_line
 
 MODEL_FILES = {
     "allow_patterns": ["config.json", "*.safetensors", "*.safetensors.index.json", "digests.json"],
@@ -44,9 +44,8 @@ def fetch(source: str | epath.PathLike) -> epath.Path:
             _check_space(source, huggingface_hub.snapshot_download(name, dry_run=True, **MODEL_FILES))
         return epath.Path(huggingface_hub.snapshot_download(name, **MODEL_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{source}: not a local path, and the Hugging Face hub does not give it ({reason}); "
+            f"{source}: not a local path, and the Hugging Face hub does not give it ({one_line(error)}); "
             f"check the name and, for a gated model, set HF_TOKEN"
         ) from error
 

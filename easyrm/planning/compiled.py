@@ -138,4 +138,4 @@ def describe_refusal(message: str) -> str:
         if found := re.search(form, message):
             needed, there = (float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3))
             return f"needs {needed:.2f} of {there:.2f} GiB, {needed - there:.2f} too much"
-    return message.strip().splitlines()[0][:200]
+    return message.strip().partition("\n")[0][:200]

@@ -10,7 +10,7 @@ import jax
 from jax.experimental import topologies
 
 from easyrm.chips import TPUS, Chip
-from easyrm.errors import InputError
+from easyrm.errors import InputError, one_line
 
 # Slices of each generation in the order of their size: Google Cloud's TPU pages.
 SLICES = {
@@ -62,5 +62,6 @@ def devices_of(tpu: Slice) -> list[jax.Device]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=tpu.name, **options).devices
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--topology={tpu.name}: libtpu does not give this slice ({reason}); try another") from error
+        raise InputError(
+            f"--topology={tpu.name}: libtpu does not give this slice ({one_line(error)}); try another"
+        ) from error

@@ -65,7 +65,7 @@ def read_questions(
 
     def items() -> Iterator[Item]:
         nonlocal read
-        for record in sources.read(request.source):
+        for record in sources.read(request.source, say):
             read += 1
             try:
                 yield SUITES[request.suite].parse(record)

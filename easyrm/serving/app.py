@@ -13,8 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from easyrm.data.retry import one_line
-from easyrm.errors import InputError
+from easyrm.errors import InputError, one_line
 from easyrm.redact import redact
 from easyrm.serving.batcher import Batcher, ModelFailed, QueueFull, Scorer
 from easyrm.serving.requests import Refused, conversations_of

@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from easyrm.data.conversations import Conversation
-from easyrm.data.retry import one_line
 from easyrm.data.tokenizer import Tokenizer
+from easyrm.errors import one_line
 from easyrm.redact import redact
 
 

@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from easyrm.errors import InputError, SaveFailed
+from easyrm.errors import InputError, SaveFailed, one_line
 from easyrm.files import absolute
 from easyrm.training.progress import Progress
 from easyrm.training.retention import Retention
@@ -22,7 +22,6 @@ from easyrm.training.saved_step import (
     is_damage,
     make_record,
     read_record,
-    reason_of,
     restore_arrays,
     rewrite_record,
     signed,
@@ -69,7 +68,7 @@ class Checkpoints:
             try:
                 self._manager.close()
             except Exception as error:  # Orbax may raise once more what `settle` has told
-                self._say(f"warning: closing the checkpoints: {reason_of(error)}")
+                self._say(f"warning: closing the checkpoints: {one_line(error)}")
 
     def newest(self) -> Progress | None:
         """Where the newest complete step stands, or None."""
@@ -136,7 +135,7 @@ class Checkpoints:
         newest = self.newest()
         before = f"the newest complete one is step {newest.step}" if newest else "there is no complete one yet"
         name = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-        message = f"{name} was not written ({reason_of(error)}); {before}"
+        message = f"{name} was not written ({one_line(error)}); {before}"
         if self._strict:
             raise SaveFailed(f"{message}; --strict_saves ends the run") from error
         self._say(f"warning: {message}; training goes on to the next save")
@@ -188,7 +187,7 @@ class Checkpoints:
         aside = self._damaged / (f"{step}-{taken + 1}" if taken else str(step))
         with contextlib.suppress(FileNotFoundError):  # another process did it
             (self._directory / str(step)).rename(aside)
-        message = f"the checkpoint of step {step} is damaged ({reason_of(error)}); it is set aside as {aside}"
+        message = f"the checkpoint of step {step} is damaged ({one_line(error)}); it is set aside as {aside}"
         if jax.process_count() > 1:  # the others may be waiting for this process inside Orbax
             raise InputError(f"{message}; run the same command again to resume from the one before") from error
         self._manager.reload()

@@ -12,7 +12,8 @@ from easyrm.errors import InputError
 
 @dataclasses.dataclass
 class OptimizerConfig:
-    """AdamW; the learning rate rises linearly over `warmup_ratio` of the updates and falls linearly to `end_lr`.
+    """AdamW (`b1`, `b2`, `eps`); the learning rate rises linearly to `lr` over `warmup_ratio` of the updates and falls
+    linearly to `end_lr`.
 
     `clip_norm` bounds the gradient's global norm (0: no bound); `weight_decay` acts on kernels and the embedding, not
     on norms; `mu_dtype` (fp32|bf16) stores the first moment. The second moment is always fp32: in bf16, updates of

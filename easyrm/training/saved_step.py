@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from easyrm.digests import digests
-from easyrm.errors import InputError
+from easyrm.errors import InputError, one_line
 from easyrm.files import absolute, sha256_of, write_atomically
 from easyrm.sharding import path_name
 from easyrm.training.progress import Progress
@@ -74,7 +74,7 @@ def restore_model(directory: str | epath.Path, step: int | None, model: Any) -> 
                     raise
                 others = [str(other) for other in steps if other != step]
                 instead = f"use {directory}/{others[-1]}" if others else "there is no other step"
-                raise InputError(f"{directory}/{step}: damaged ({reason_of(error)}); {instead}") from error
+                raise InputError(f"{directory}/{step}: damaged ({one_line(error)}); {instead}") from error
     return found["model"], step
 
 
@@ -152,9 +152,3 @@ def is_damage(error: Exception) -> bool:
         error = cause
     codes = any(str(error).startswith(code) for code in _NOT_DAMAGE_CODES)
     return isinstance(error, _DAMAGE) and not isinstance(error, InputError) and not codes
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of its message, shortened."""
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
