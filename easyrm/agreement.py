@@ -7,6 +7,7 @@ from typing import Any
 
 from easyrm import __version__, peers
 from easyrm.errors import InputError
+from easyrm.files import flatten
 from easyrm.redact import redact
 
 _SHOWN = 8  # differences that a message names
@@ -23,7 +24,7 @@ def agree(facts: dict[str, Any], what: str) -> None:
     run = peers.here()
     if run is None:
         return
-    mine = json.dumps(_flat(facts), sort_keys=True)
+    mine = json.dumps(flatten(facts), sort_keys=True)
     if len(set(run.exchange(hashlib.sha256(mine.encode()).hexdigest(), what))) == 1:
         return
     found = differences([json.loads(theirs) for theirs in run.exchange(mine, what)])
@@ -56,13 +57,6 @@ def code_version() -> str:
     for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".toml")):
         digest.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     return f"{__version__}+{digest.hexdigest()[:12]}"
-
-
-def _flat(facts: dict[str, Any], above: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in facts.items():
-        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) and value else {above + name: value}
-    return flat
 
 
 def _short(text: str, differs_at: int) -> str:

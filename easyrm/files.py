@@ -1,4 +1,4 @@
-"""Small files that hold JSON or text: written whole or not at all, and their checksums."""
+"""Small files that hold JSON or text, written whole or not at all, and the plain values in them."""
 
 import contextlib
 import hashlib
@@ -36,3 +36,11 @@ def absolute(directory: str | epath.Path) -> epath.Path:
 def sha256_of(values: dict[str, Any]) -> str:
     """Of plain values: the same before they were written as JSON and after."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def flatten(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested values by dotted name: {"data": {"train": x}} becomes {"data.train": x}. An empty dict stays."""
+    flat = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{above}{name}.") if isinstance(value, dict) and value else {above + name: value}
+    return flat

@@ -15,7 +15,7 @@ from easyrm.config import RunConfig
 from easyrm.data.template import TEMPLATE_HASH
 from easyrm.data.tokenizer import Tokenizer, load_tokenizer
 from easyrm.errors import InputError
-from easyrm.files import sha256_of, write_atomically
+from easyrm.files import flatten, sha256_of, write_atomically
 from easyrm.hf.source import ModelSource
 from easyrm.hf.tokenizer import check_tokenizer, write_tokenizer
 from easyrm.redact import redact_tree
@@ -222,11 +222,3 @@ def is_run(path: epath.Path) -> bool:
 
 def _file_hashes(folder: epath.Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    flat = {}
-    for name, value in tree.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat

@@ -85,7 +85,7 @@ def prepare(config: RunConfig) -> Job:
     """All that comes before the first step, the cheap before the expensive."""
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
-    agree({"code": code_version(), **run.flatten(config.to_dict())}, "settings")
+    agree({"code": code_version(), **config.to_dict()}, "settings")
     directory = run.check_output_dir(config, say)
     mesh = make_mesh(config.mesh_dim)
     source = ModelSource(config.model.init_from, config.model.config)

@@ -11,7 +11,7 @@ import torch
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from easyrm.models.attention import IMPLEMENTATIONS, attention, fastest, splash
+from easyrm.models.attention import fastest, splash
 from easyrm.models.attention.blockwise import blockwise_attention
 from easyrm.models.attention.dense import dense_attention
 from easyrm.models.attention.pallas_gpu import pallas_gpu_attention
@@ -203,11 +203,5 @@ def test_splash_falls_back_loudly_where_jax_has_changed(monkeypatch):
     np.testing.assert_allclose(out, by_torch(*given)[0], rtol=0, atol=5e-6)
 
 
-def test_auto_follows_the_platform_and_a_name_wins():
+def test_the_fastest_follows_the_platform():
     assert [fastest(p) for p in ("cpu", "tpu", "gpu", "metal")] == ["blockwise", "splash", "pallas_gpu", "xla"]
-    q, k, v, _, first, last = arrays(*CASES["short row"])
-    for name in ("auto", "xla"):
-        chosen = IMPLEMENTATIONS["blockwise" if name == "auto" else name]
-        np.testing.assert_array_equal(attention(q, k, v, first, last, name), chosen(q, k, v, first, last))
-    with pytest.raises(ValueError, match="'flash' is not one of auto, splash"):
-        attention(q, k, v, first, last, "flash")

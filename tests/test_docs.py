@@ -10,7 +10,7 @@ from documents import PAGES, ROOT, anchors, blocks, links, name_of, prose, table
 
 from easyrm.config import RECIPES, RunConfig
 from easyrm.data.pairs import REASONS
-from easyrm.run import flatten
+from easyrm.files import flatten
 
 DOCS = ROOT / "docs"
 SOURCES = sorted([*(ROOT / "easyrm").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "demo").glob("*.py")])

@@ -8,12 +8,12 @@ from conftest import VARIANTS, random_model
 
 from easyrm.data.packing import RowShape, pack
 from easyrm.data.store import TokenPair
-from easyrm.models.attention import attention
+from easyrm.models.attention.blockwise import blockwise_attention
 from easyrm.models.llama import Kernels
 from easyrm.training.loss import LossConfig, pair_losses
 from easyrm.training.step import Forward
 
-FORWARD = Forward(jnp.float32, Kernels(attention), "none", lambda x: x)
+FORWARD = Forward(jnp.float32, Kernels(blockwise_attention), "none", lambda x: x)
 
 
 def token_pairs(lengths, seed=0):

@@ -12,7 +12,7 @@ from transformers import LlamaConfig as TorchConfig
 from transformers import LlamaForSequenceClassification
 
 from easyrm.hf.names import weights
-from easyrm.models.attention import attention
+from easyrm.models.attention.blockwise import blockwise_attention
 from easyrm.models.config import SIZES
 from easyrm.models.llama import REMAT_POLICIES, Kernels
 from easyrm.models.reward import RewardModel, cast_kernels
@@ -42,7 +42,7 @@ def causal_rewards(model, tokens, at=-1, **how):
     where = np.stack([np.arange(rows), np.full(rows, at % length)])
     run = jax.jit(
         lambda model: model(
-            tokens, positions, np.zeros_like(positions), positions, where, kernels=Kernels(attention), **how
+            tokens, positions, np.zeros_like(positions), positions, where, kernels=Kernels(blockwise_attention), **how
         )
     )
     return np.asarray(run(model))
@@ -76,7 +76,7 @@ def test_rope_is_exact_at_far_positions_under_bf16():
     at = np.arange(rows), np.full(rows, 23)
     near, far = (  # rotation is relative: moving a conversation along must not change its reward
         cast_kernels(model, jnp.bfloat16)(
-            tokens, own + shift, 0 * own, own, at, kernels=Kernels(attention), dtype=jnp.bfloat16
+            tokens, own + shift, 0 * own, own, at, kernels=Kernels(blockwise_attention), dtype=jnp.bfloat16
         )
         for shift in (0, 4071)
     )
@@ -93,7 +93,7 @@ def test_remat_changes_no_gradient(remat):
     def gradient(policy):
         def total(model):
             return model(
-                tokens, positions, 0 * positions, positions, at, kernels=Kernels(attention), remat=policy
+                tokens, positions, 0 * positions, positions, at, kernels=Kernels(blockwise_attention), remat=policy
             ).sum()
 
         return jax.jit(jax.grad(total))(model)
@@ -110,7 +110,7 @@ def test_remat_policies_save_different_amounts():
     def temporary_bytes(policy):
         def total(model):
             return model(
-                tokens, positions, 0 * positions, positions, at, kernels=Kernels(attention), remat=policy
+                tokens, positions, 0 * positions, positions, at, kernels=Kernels(blockwise_attention), remat=policy
             ).sum()
 
         return jax.jit(jax.grad(total)).lower(model).compile().memory_analysis().temp_size_in_bytes

@@ -14,7 +14,7 @@ from easyrm.data.packing import RowBatch, RowShape, pack
 from easyrm.data.placement import place
 from easyrm.data.row_plan import choose_shape, plan_shapes
 from easyrm.data.store import TokenPair
-from easyrm.models.attention import attention
+from easyrm.models.attention.blockwise import blockwise_attention
 from easyrm.models.llama import Kernels
 from easyrm.training.loss import LossConfig, pair_losses
 from easyrm.training.ranked import compare, record_losses
@@ -32,7 +32,7 @@ RANKS = [
     (1, 0, 1, 2, 0),
     (6, 5, 4, 3, 2, 1, 0),
 ]
-FORWARD = Forward(jnp.float32, Kernels(attention), "none", lambda x: x)
+FORWARD = Forward(jnp.float32, Kernels(blockwise_attention), "none", lambda x: x)
 
 
 def slots_of(rewards, all_ranks, batch_size):

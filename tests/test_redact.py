@@ -89,6 +89,12 @@ def test_wandb_gets_the_redacted_flags_and_the_metrics_and_nothing_else(tmp_path
     sent = {}
 
     class Run:
+        step = 0
+
+        @staticmethod
+        def define_metric(name, **options):
+            pass
+
         @staticmethod
         def log(metrics, step):
             sent[step] = metrics

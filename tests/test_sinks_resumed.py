@@ -58,7 +58,7 @@ def test_tensorboard_shows_each_step_once(tmp_path, start):
     assert len(found) == len(dict(found))
 
 
-@pytest.mark.parametrize("start", RESUMES)
+@pytest.mark.parametrize("start", [START, *RESUMES])
 def test_wandb_loses_no_line(tmp_path, monkeypatch, start):
     """One process writes both parts, so that wandb knows the steps it has seen, as its server would tell."""
     wandb = pytest.importorskip("wandb", reason="the extra `wandb` is absent")
@@ -71,11 +71,11 @@ def test_wandb_loses_no_line(tmp_path, monkeypatch, start):
     run = tmp_path / "run"
     run.mkdir()
     with contextlib.ExitStack() as open_logs:  # while the first is open, wandb goes on with its run
-        for begin, last, loss in ((START, 5, 1.0), (start, 7, 2.0)):
+        for begin, last, loss, before in ((START, 5, 1.0, 0), (start, 7, 2.0, 6)):
             log = open_logs.enter_context(open_metrics(RunConfig(wandb_project="p"), epath.Path(run), RECORD, begin))
             write_to(log, begin, last, loss)
             wandb.run.log({}, commit=True)  # its last row is whole, as that of a process that has ended
-            assert wandb.run.step == (6 if begin == START else last + 1 + max(0, 6 - first_of(start)))
+            assert wandb.run.step == last + 1 + max(0, before - first_of(begin))
     assert wandb.run is None
     wandb.teardown()  # ends the process that writes the file
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
@@ -96,7 +96,7 @@ def test_wandb_loses_no_line(tmp_path, monkeypatch, start):
 def test_two_directories_of_one_name_are_two_runs_to_wandb(tmp_path, monkeypatch):
     """And one directory is one run, however it is named."""
     began = []
-    wandb = SimpleNamespace(Settings=dict, init=lambda **options: began.append(options) or Mock())
+    wandb = SimpleNamespace(Settings=dict, init=lambda **options: began.append(options) or Mock(step=0))
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.chdir(tmp_path)
     for folder in ("a/run", tmp_path / "a" / "run", "b/run"):

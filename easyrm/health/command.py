@@ -13,6 +13,7 @@ from absl import flags
 
 from easyrm.config import RunConfig
 from easyrm.errors import InputError
+from easyrm.files import flatten
 from easyrm.flags import define_run_flags, run_command, run_config
 from easyrm.health import table, versions
 from easyrm.health.examination import Examination, Found, healthy
@@ -24,7 +25,6 @@ from easyrm.health.place import Place, expected_devices, find_place
 from easyrm.health.storage import Probes
 from easyrm.health.trial import Trial
 from easyrm.redact import redact_tree
-from easyrm.run import flatten
 
 _DETECTION = 15.0  # seconds for JAX's detection of a cluster, which asks a metadata server
 

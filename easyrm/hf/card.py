@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from easyrm.files import flatten
 from easyrm.hf.card_metadata import front_matter
 from easyrm.hf.card_results import in_order, results
 from easyrm.hf.markdown import code, folded, table, text
@@ -72,11 +73,11 @@ def model_card(
         f"## Intended use and limitations\n\n{_INTENDED}\n\n{_limitations(record.get('data') or {})}",
         "## Training data\n\n" + _data(record.get("data") or {}),
         "## Training hyperparameters\n\n" + _short(config, record.get("total_steps"), step, dtype),
-        folded("All flags", _table(("flag", "value"), _flatten(config))),
+        folded("All flags", _table(("flag", "value"), flatten(config))),
         "## Training figures\n\n" + _figures(metrics, step),
         "## Model and software",
-        folded("Shape of the model", _table(("field", "value"), _flatten(record.get("model") or {}))),
-        folded("Versions", _table(("library", "version"), _flatten(record.get("versions") or {}))),
+        folded("Shape of the model", _table(("field", "value"), flatten(record.get("model") or {}))),
+        folded("Versions", _table(("library", "version"), flatten(record.get("versions") or {}))),
     ]
     card = "\n\n".join(parts) + "\n"
     return card.encode("utf-8", "replace").decode()  # JSON may hold halves of characters, which no file takes
@@ -125,7 +126,7 @@ def _limitations(data: dict[str, Any]) -> str:
 def _short(config: dict[str, Any], total: int | None, step: int, dtype: str) -> str:
     """The settings that the published cards list."""
     loss = config.get("loss") or {}
-    flags = {name: _known(value) for name, value in _flatten(config).items()}
+    flags = {name: _known(value) for name, value in flatten(config).items()}
 
     def of(name: str) -> str:
         return flags.get(name, "not recorded")
@@ -178,14 +179,6 @@ def _figures(metrics: list[dict[str, Any]], step: int) -> str:
         shown = _table(("metric", "value"), {key: value for line in lines[-1:] for key, value in line.items()})
         sections.append(folded(title, shown if lines else "None was made."))
     return "\n\n".join(sections)
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested groups as the flags that set them: {"data": {"train": x}} becomes {"data.train": x}."""
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
 
 
 def _table(head: tuple[str, str], rows: dict[str, Any]) -> str:

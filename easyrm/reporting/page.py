@@ -8,6 +8,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from easyrm.files import flatten
 from easyrm.reporting import words
 from easyrm.reporting.cards import figure_cards, figures_of, headline_cards
 from easyrm.reporting.drawing import Picture
@@ -16,7 +17,6 @@ from easyrm.reporting.figures import speed_figures, training_figures
 from easyrm.reporting.load import Evaluation, Run, Subset, count_of, number, subsets_of
 from easyrm.reporting.statistics import calibrate, length_bias
 from easyrm.reporting.template import PAGE, STYLE
-from easyrm.run import flatten
 
 _MOST_BARS = 40
 _FILES = 5  # named one by one

@@ -201,10 +201,8 @@ def _wandb_sink(project: str, directory: epath.Path, record: dict[str, Any], sta
         config=redact_tree(record["config"]),
         settings=settings,
     )
-    shift = 0
-    if start.step:
-        # wandb ignores, with a mere warning, what has a lower step than it has seen: what a resumed run writes again
-        # goes behind that, and the true `step` becomes the axis of every chart.
-        shift = max(0, run.step - start.step - (not start.pending_eval))
-        run.define_metric("*", step_metric="step")
+    # wandb ignores, with a mere warning, what has a lower step than it has seen: what a resumed run writes again goes
+    # behind that, as does a run that begins anew in the same place; the true `step` is the axis of every chart.
+    shift = max(0, run.step - start.step - (not start.pending_eval))
+    run.define_metric("*", step_metric="step")
     return Sink(lambda metrics: run.log(metrics, step=metrics["step"] + shift), run.finish)

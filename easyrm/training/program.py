@@ -1,7 +1,6 @@
 """What the devices will run, compiled before anything is allocated."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from easyrm.config import RunConfig
 from easyrm.data.batches import Batches
 from easyrm.data.packing import RowBatch, RowShape
 from easyrm.errors import InputError
-from easyrm.models.attention import attention, fastest
+from easyrm.models.attention import IMPLEMENTATIONS, fastest
 from easyrm.models.config import LlamaConfig
 from easyrm.models.llama import Kernels
 from easyrm.models.matmul import cpu_bf16_matmul, matmul
@@ -38,7 +37,7 @@ def make_forward(mesh: Mesh, llama: LlamaConfig, *, dtype: str, implementation: 
     needed = {"splash": "tpu", "pallas_gpu": "gpu"}.get(implementation, platform)
     if needed != platform:
         raise InputError(f"--model.attention={implementation} runs on {needed}, not on {platform}; use auto")
-    attend = sharding.over_devices(mesh, functools.partial(attention, implementation=implementation))
+    attend = sharding.over_devices(mesh, IMPLEMENTATIONS[implementation])
     kernels = Kernels(attend)
     if platform == "cpu":
         multiply = cpu_bf16_matmul if dtype == "bf16" else matmul
