@@ -52,6 +52,11 @@ def training_flops(config: LlamaConfig, tokens: float, visible_keys: float) -> f
     return 6.0 * config.num_hidden_layers * (layer_weights(config) * tokens + 2 * heads * visible_keys)
 
 
+def model_weights(config: LlamaConfig) -> int:
+    """Weights of the matrices of the whole model; norms are small beside them."""
+    return config.num_hidden_layers * layer_weights(config) + config.vocab_size * config.hidden_size
+
+
 def layer_weights(config: LlamaConfig) -> int:
     """Weights of the matrices of one layer."""
     heads = config.num_attention_heads * config.head_dim

@@ -10,17 +10,18 @@ import pytest
 from runs import call, make_world, run_config, tiny_llama
 
 from easyrm import plan
-from easyrm.chips import GIB, PEAK_BF16_FLOPS, TPUS
+from easyrm.chips import GIB, PEAK_BF16_FLOPS, TPUS, model_weights
 from easyrm.data.packing import RowShape
 from easyrm.errors import InputError
 from easyrm.models.config import SIZES
 from easyrm.plan import Request, demand_of, prices_of
 from easyrm.planning import search, topology
 from easyrm.planning.compiled import Memory, Plan, describe_refusal
-from easyrm.planning.estimate import Roofline, roofline
+from easyrm.planning.estimate import Roofline, hbm_traffic, roofline
 from easyrm.planning.topology import SLICES, devices_of, parse_topology
 from easyrm.planning.workload import Work, demand_of_rows, read_demand, typical_demand, work_on
 from easyrm.sharding import make_mesh
+from easyrm.training.optimizer import OptimizerConfig
 from easyrm.training.program import abstract_model, bytes_per_device
 from easyrm.training.remat import memory_bytes, state_bytes
 
@@ -99,7 +100,16 @@ def test_state_bytes_are_those_of_the_program():
     mesh = make_mesh("1,4,2")
     model = abstract_model(SIZES["llama3.1-8b"], mesh)
     exact = 3 * bytes_per_device(jax.tree.leaves(model))
-    assert state_bytes(SIZES["llama3.1-8b"], 8) == pytest.approx(exact, rel=1e-3)
+    assert state_bytes(SIZES["llama3.1-8b"], 8, mu_bytes=4) == pytest.approx(exact, rel=1e-3)
+
+
+def test_a_first_moment_in_bf16_is_counted_as_that():
+    llama, mesh, work = SIZES["llama3.1-8b"], {"dp": 1, "fsdp": 16, "mp": 1}, Work(RowShape(16, 4096), 1, 16, 16)
+    fp32, bf16 = (OptimizerConfig(mu_dtype=dtype).mu_bytes for dtype in ("fp32", "bf16"))
+    fewer = model_weights(llama) * 2 / 16
+    assert state_bytes(llama, 16, fp32) - state_bytes(llama, 16, bf16) == pytest.approx(fewer)
+    read_and_written = hbm_traffic(llama, mesh, work, "none", fp32) - hbm_traffic(llama, mesh, work, "none", bf16)
+    assert read_and_written == pytest.approx(2 * fewer)
 
 
 def config_of(batch_size=64, train="hf://org/ultrafeedback"):
@@ -209,11 +219,11 @@ def test_search_offers_only_meshes_that_divide_the_model():
 
 def test_estimated_memory_grows_with_what_is_kept():
     llama, mesh, work = SIZES["llama3.1-8b"], {"dp": 1, "fsdp": 16, "mp": 1}, Work(RowShape(16, 4096), 1, 16, 16)
-    sizes = [memory_bytes(llama, mesh, work.tokens, remat) for remat in ("offload", "nothing_saveable", "none")]
+    sizes = [memory_bytes(llama, mesh, work.tokens, remat, 4) for remat in ("offload", "nothing_saveable", "none")]
     assert sizes == sorted(sizes) and len(set(sizes)) == 3
     more = dataclasses.replace(work, shape=RowShape(32, 4096), needed=32)
-    assert memory_bytes(llama, mesh, more.tokens, "none") > sizes[2]
-    assert memory_bytes(llama, mesh, dataclasses.replace(more, micro_batches=2).tokens, "none") == sizes[2]
+    assert memory_bytes(llama, mesh, more.tokens, "none", 4) > sizes[2]
+    assert memory_bytes(llama, mesh, dataclasses.replace(more, micro_batches=2).tokens, "none", 4) == sizes[2]
 
 
 def test_asking_for_rows_beats_data(tmp_path):

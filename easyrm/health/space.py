@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from easyrm.chips import layer_weights
+from easyrm.chips import model_weights
 from easyrm.config import RunConfig
 from easyrm.health.finding import FAIL, OK, SKIPPED, WARN, Finding
 from easyrm.health.storage import standing
@@ -34,8 +34,8 @@ def disk(config: RunConfig, llama: LlamaConfig | None) -> list[Finding]:
     if config.output_dir and "://" not in config.output_dir:
         one, every, needs = 0.0, _LOGS, f"metrics and evaluations may take {_gb(_LOGS)}"
         if llama is not None:
-            state = state_bytes(llama, 1, BF16 if config.optimizer.mu_dtype == "bf16" else FP32)
-            export = parameters(llama) * (BF16 if config.export_dtype == "bf16" else FP32) * config.export
+            state = state_bytes(llama, 1, config.optimizer.mu_bytes)
+            export = model_weights(llama) * (BF16 if config.export_dtype == "bf16" else FP32) * config.export
             kept = config.keep_checkpoints + config.keep_best + 1
             one, every = state, state * kept + export
             needs = f"a checkpoint takes {_gb(one)}, all that are kept at once and the export {_gb(every)}"
@@ -51,10 +51,9 @@ def memory(config: RunConfig, llama: LlamaConfig | None, hosts: int, *, accelera
         return Finding("memory", SKIPPED, "not applicable: this system has no /proc/meminfo")
     needed, why = _PROGRAM, "Python, the compiler and the data"
     if llama is not None:
-        mu_bytes = BF16 if config.optimizer.mu_dtype == "bf16" else FP32
-        held = state_bytes(llama, hosts, mu_bytes)
+        held = state_bytes(llama, hosts, config.optimizer.mu_bytes)
         if not accelerator:
-            held += state_bytes(llama, hosts, mu_bytes) + parameters(llama) * FP32 / hosts
+            held += held + model_weights(llama) * FP32 / hosts
             why += ", the state and gradients of its devices"
         needed += held
         why += ", and a copy of its share of the state while that is saved"
@@ -64,11 +63,6 @@ def memory(config: RunConfig, llama: LlamaConfig | None, hosts: int, *, accelera
         state = FAIL if llama is not None and free < needed - _PROGRAM else WARN
         return Finding("memory", state, text, "end other programs, take larger hosts, or more of them", figures)
     return Finding("memory", OK, text, figures=figures)
-
-
-def parameters(llama: LlamaConfig) -> int:
-    """Weights of the matrices of the model; norms are small beside them."""
-    return llama.num_hidden_layers * layer_weights(llama) + llama.vocab_size * llama.hidden_size
 
 
 def available_memory(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> float | None:

@@ -22,7 +22,7 @@ def inverse_frequencies(config: LlamaConfig) -> np.ndarray:
     half = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
     frequencies = 1.0 / config.rope_theta**half
     scaling = config.rope_scaling or {}
-    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
+    rope_type = scaling.get("rope_type", "default")
     if rope_type == "linear":
         frequencies = frequencies / scaling["factor"]
     elif rope_type == "llama3":

@@ -102,7 +102,7 @@ def compile_plan(
     remat = program.remat(rows)
     traffic = compiled and read_traffic(compiled.as_text())
     flops = matmul_flops(traced.jaxpr) + attention_flops(llama, demand.visible_keys, remat)
-    moved = hbm_traffic(llama, dict(mesh.shape), work, remat)
+    moved = hbm_traffic(llama, dict(mesh.shape), work, remat, config.optimizer.mu_bytes)
     return Plan(
         slice=tpu,
         mesh=dict(mesh.shape),

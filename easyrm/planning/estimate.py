@@ -36,14 +36,14 @@ def roofline(chip: Chip, flops: float, hbm_bytes: float, sent_bytes: float) -> R
     return Roofline(flops / chip.peak_flops, hbm_bytes / chip.hbm_bandwidth, sent_bytes / chip.ici_bandwidth)
 
 
-def hbm_traffic(llama: LlamaConfig, mesh: dict[str, int], work: Work, remat: str) -> float:
+def hbm_traffic(llama: LlamaConfig, mesh: dict[str, int], work: Work, remat: str, mu_bytes: int) -> float:
     """Bytes that a chip reads and writes at least: the state once, gathered weights and activations in each pass."""
     passes = 2 if remat == "none" else 3
     shards = mesh["fsdp"] * mesh["mp"]
     weights = llama.num_hidden_layers * layer_weights(llama)
     tokens = work.shape.capacity / work.groups
     activations = tokens * (10 * llama.hidden_size + 4 * llama.intermediate_size) * BF16 / mesh["mp"]
-    state = 2 * state_bytes(llama, shards) + 3 * FP32 * weights * work.micro_batches / shards
+    state = 2 * state_bytes(llama, shards, mu_bytes) + 3 * FP32 * weights * work.micro_batches / shards
     gathered = 2 * passes * work.micro_batches * weights * BF16 / mesh["mp"]
     return state + gathered + passes * llama.num_hidden_layers * activations
 

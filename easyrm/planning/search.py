@@ -55,12 +55,11 @@ def rank(
 ) -> tuple[list[Candidate], int]:
     """(candidates that may fit, cheapest first by the estimate; how many were dropped because they cannot)."""
     kept, dropped = [], 0
-    mu_bytes = 2 if config.optimizer.mu_dtype == "bf16" else 4
     for tpu in slices:
         for mesh in meshes(llama, tpu.chips):
             for micro_batches in MICRO_BATCHES:
                 for remat in REMATS:
-                    candidate = _estimate(config, llama, demand, tpu, mesh, micro_batches, remat, prices, mu_bytes)
+                    candidate = _estimate(config, llama, demand, tpu, mesh, micro_batches, remat, prices)
                     if candidate.memory > SLACK * tpu.chip.hbm or candidate.work.shape.length % mesh[2]:
                         dropped += 1
                     else:
@@ -104,11 +103,12 @@ def fewer_idle(llama: LlamaConfig, chips: int, demand: Demand, config: RunConfig
     return ""
 
 
-def _estimate(config, llama, demand, tpu, mesh, micro_batches, remat, prices, mu_bytes) -> Candidate:
-    axes = dict(zip(("dp", "fsdp", "mp"), mesh, strict=True))
+def _estimate(config, llama, demand, tpu, mesh, micro_batches, remat, prices) -> Candidate:
+    axes, mu_bytes = dict(zip(("dp", "fsdp", "mp"), mesh, strict=True)), config.optimizer.mu_bytes
     work = work_on(demand, config, mesh[0] * mesh[1], micro_batches)
     flops = step_flops(llama, work, demand.visible_keys, remat) / tpu.chips
-    limits = roofline(tpu.chip, flops, hbm_traffic(llama, axes, work, remat), sent_bytes(llama, axes, work, remat))
+    moved, sent = hbm_traffic(llama, axes, work, remat, mu_bytes), sent_bytes(llama, axes, work, remat)
+    limits = roofline(tpu.chip, flops, moved, sent)
     memory = memory_bytes(llama, axes, work.tokens, remat, mu_bytes)
     cost = limits.step / 3600 * tpu.chips * prices[tpu.generation] if prices else limits.step * tpu.chips
     return Candidate(tpu, mesh, remat, work, memory, limits, cost)

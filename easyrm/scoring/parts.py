@@ -27,7 +27,6 @@ class Parts:
         self._output = output
         self._folder = output.with_name(output.name + ".parts")
         self._writes = jax.process_index() == 0
-        self._settings = settings
         self.count = self._next = 0
         problem = ""
         if self._writes:

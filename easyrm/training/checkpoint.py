@@ -40,7 +40,7 @@ class Checkpoints:
         self, directory: str | epath.Path, retention: Retention, *, strict: bool, say: Callable[[str], None] = print
     ):
         """`strict`: a save that fails raises SaveFailed; else it is said, and the next save is the next try."""
-        self._directory, self._retention, self._strict, self._say = absolute(directory), retention, strict, say
+        self._directory, self._strict, self._say = absolute(directory), strict, say
         self._writing: int | None = None
         self._damaged = self._directory.parent / "damaged"
         _quiet_orbax()

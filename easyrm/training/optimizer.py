@@ -30,6 +30,11 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     mu_dtype: str = "fp32"
 
+    @property
+    def mu_bytes(self) -> int:
+        """Bytes of a first moment."""
+        return 2 if self.mu_dtype == "bf16" else 4
+
     def validate(self) -> None:
         """Raise InputError for values that cannot train."""
         for name in ("lr", "end_lr", "eps", "weight_decay", "clip_norm"):

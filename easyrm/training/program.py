@@ -81,7 +81,7 @@ class Program:
 
     def __init__(self, config: RunConfig, llama: LlamaConfig, mesh: Mesh, steps: int):
         """Raises InputError where the mesh does not divide the model."""
-        self._mesh, self._llama, self._seed, self._score_std = mesh, llama, config.seed, config.model.score_std
+        self._mesh, self._llama = mesh, llama
         self._optimizer = make_optimizer(config.optimizer, steps)
         model = abstract_model(llama, mesh)
         moments = jax.eval_shape(self._optimizer.init, model)
@@ -99,9 +99,8 @@ class Program:
         if self._config.model.remat != "auto":
             return self._config.model.remat
         _, count, length = rows.tokens.shape
-        mu_bytes = 2 if self._config.optimizer.mu_dtype == "bf16" else 4
         tokens = count * length / sharding.row_groups(self._mesh)
-        return choose_remat(self._llama, self._mesh, tokens, self._memory_of_device, mu_bytes)
+        return choose_remat(self._llama, self._mesh, tokens, self._memory_of_device, self._config.optimizer.mu_bytes)
 
     def trace(self, rows: RowBatch) -> jax.stages.Traced:
         """The training step for rows of these shapes (arrays or abstract), to be looked at, lowered and compiled.
@@ -169,10 +168,10 @@ class Program:
     def random_state(self) -> TrainState:
         """A state with random weights from the run's seed, the same on every mesh."""
         create = jax.jit(
-            lambda key: RewardModel(self._llama, nnx.Rngs(key), score_std=self._score_std),
+            lambda key: RewardModel(self._llama, nnx.Rngs(key), score_std=self._config.model.score_std),
             out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.abstract.model),
         )
-        return self.state_of(create(jax.random.key(self._seed)))
+        return self.state_of(create(jax.random.key(self._config.seed)))
 
     def state_of(self, model: RewardModel) -> TrainState:
         """A first state with these parameters and Adam's moments at zero."""

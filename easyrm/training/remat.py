@@ -7,7 +7,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from easyrm.chips import TPUS, layer_weights
+from easyrm.chips import TPUS, layer_weights, model_weights
 from easyrm.models.config import LlamaConfig
 
 FP32, BF16 = 4, 2
@@ -15,7 +15,7 @@ FP32, BF16 = 4, 2
 ROOMY = 0.4
 
 
-def choose_remat(llama: LlamaConfig, mesh: Mesh, tokens: float, memory: float, mu_bytes: int = FP32) -> str:
+def choose_remat(llama: LlamaConfig, mesh: Mesh, tokens: float, memory: float, mu_bytes: int) -> str:
     """ "none" where everything surely fits `memory`, else "nothing_saveable"; `tokens` a device, of a micro-batch."""
     kept = memory_bytes(llama, dict(mesh.shape), tokens, "none", mu_bytes)
     return "none" if kept <= ROOMY * memory else "nothing_saveable"
@@ -37,13 +37,12 @@ def device_memory(mesh: Mesh) -> float:
     return float(multihost_utils.process_allgather(np.float32(memory)).min())
 
 
-def state_bytes(llama: LlamaConfig, shards: int, mu_bytes: int = FP32) -> float:
+def state_bytes(llama: LlamaConfig, shards: int, mu_bytes: int) -> float:
     """Parameters and moments of one device; the mesh shards all matrices over fsdp and mp."""
-    weights = llama.num_hidden_layers * layer_weights(llama) + llama.vocab_size * llama.hidden_size
-    return weights * (2 * FP32 + mu_bytes) / shards
+    return model_weights(llama) * (2 * FP32 + mu_bytes) / shards
 
 
-def memory_bytes(llama: LlamaConfig, mesh: dict[str, int], tokens: float, remat: str, mu_bytes: int = FP32) -> float:
+def memory_bytes(llama: LlamaConfig, mesh: dict[str, int], tokens: float, remat: str, mu_bytes: int) -> float:
     """About what a step takes of a device: state, gradients, bf16 weights, saved block inputs, one block at work.
 
     `tokens`: a group of devices with rows of its own computes in one micro-batch.
