@@ -50,11 +50,11 @@ def answer(world: dict, line: str) -> str:
     if " create " in line:
         if life:
             raise SystemExit("ERROR: ALREADY_EXISTS")
-        world["life"] = {"launched": False, **world["lives"].pop(0)}
+        world["life"] = {"launched": False, "queued": "queued-resources" in line, **world["lives"].pop(0)}
         return ""
     if "storage" in line:
         return "US-EAST5"
-    if life is None:
+    if life is None or ("queued-resources" in line and not life.get("queued", True)):
         raise SystemExit(f"ERROR: (gcloud.{line}) NOT_FOUND: Resource 'projects/lab/nodes/x' was not found")
     if " delete " in line:
         world["life"] = None

@@ -61,9 +61,9 @@ def test_every_slice_has_its_manifests(place, accelerator_type):
 
 
 MUTANTS = [
-    ("sky.yaml", "recover_on_exit_codes: [69, 75]", "recover_on_exit_codes: [69, 75, 2]"),
-    ("sky.yaml", "recover_on_exit_codes: [69, 75]", "recover_on_exit_codes: [69, 75, 137]"),
-    ("sky.yaml", "recover_on_exit_codes: [69, 75]", "recover_on_exit_codes: [69]"),
+    ("sky.yaml", "recover_on_exit_codes: [69, 75, 134, 139]", "recover_on_exit_codes: [69, 75, 134, 139, 2]"),
+    ("sky.yaml", "recover_on_exit_codes: [69, 75, 134, 139]", "recover_on_exit_codes: [69, 75, 134, 139, 137]"),
+    ("sky.yaml", "recover_on_exit_codes: [69, 75, 134, 139]", "recover_on_exit_codes: [69, 134, 139]"),
     ("sky.yaml", "max_restarts_on_errors: 0", "max_restarts_on_errors: 9"),
     ("sky.yaml", 'HF_TOKEN: ""', "HF_TOKEN: hf_" + 24 * "a"),
     ("sky.yaml", "--constraint constraints.txt ", ""),
@@ -75,13 +75,16 @@ MUTANTS = [
     ("gke/jobset.yaml", "type: DisruptionTarget", "type: Ready"),
     ("gke/jobset.yaml", "index [12]$", "index 1$"),
     ("gke/jobset.yaml", "index 0$", "index 4$"),
-    ("gke/jobset.yaml", "maxRestarts: 5", "maxRestarts: 1000"),
+    ("gke/jobset.yaml", "maxRestarts: 10", "maxRestarts: 1000"),
     ("gke/jobset.yaml", "maxRestarts:", "maxRestart:"),
     ("gke/jobset.yaml", "containerName: train", "containerName: main"),
     ("gke/jobset.yaml", "restartPolicy: Never", "restartPolicy: OnFailure"),
     ("gke/jobset.yaml", "restartPolicy: Never", "restartPolicies: Never"),
     ("gke/jobset.yaml", "terminationGracePeriodSeconds: 600", 'terminationGracePeriodSeconds: "600"'),
-    ("gke/jobset.yaml", "backoffLimit: 0", "backoffLimit: 3"),
+    ("gke/jobset.yaml", "backoffLimit: 8", "backoffLimit: 0"),
+    ("gke/jobset.yaml", "values: [2, 69, 75]", "values: [1, 2, 69, 75]"),
+    ("gke/jobset.yaml", "operator: NotIn", "operator: In"),
+    ("sky.yaml", "strategy: EAGER_NEXT_REGION", "strategy: FAILOVER"),
     ("gke/jobset.yaml", "completions: 8", "completions: 4"),
     ("gke/jobset.yaml", "parallelism: 8", "parallelism: 4"),
     ("gke/jobset.yaml", "google.com/tpu: 4", "google.com/tpu: 8"),
@@ -117,7 +120,7 @@ def test_the_schema_of_skypilot(place):
     from sky import Task
     from sky.utils import schemas
 
-    for provisioning, spot in (("spot", True), ("queued", False), ("on-demand", False)):
+    for provisioning, spot in (("spot", True), ("on-demand", False)):
         (task,) = load(rendered(place, "sky.yaml", PROVISIONING=provisioning))
         jsonschema.validate(task, schemas.get_task_schema())
         jsonschema.validate(task["resources"], schemas.get_resources_schema())
@@ -157,6 +160,13 @@ def test_bad_settings_are_one_line(place, settings, named):
     result = render(place, "gke/jobset.yaml", **settings)
     assert (result.returncode, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith(f"render.sh: {named}")
+
+
+def test_skypilot_gets_no_queued_request(place):
+    """It would leave them behind, and their slices would be paid for when they come."""
+    result = render(place, "sky.yaml", PROVISIONING="queued")
+    assert result.returncode == 2 and "PROVISIONING=queued: SkyPilot leaves requests" in result.stderr
+    assert render(place, "gke/jobset.yaml", PROVISIONING="queued").returncode == 0
 
 
 def test_a_variable_that_is_no_setting_is_refused(place):

@@ -1,5 +1,6 @@
 """tpu.sh against a stand-in for gcloud: the life of a run, what ends it, what is refused."""
 
+import itertools
 import json
 import os
 import re
@@ -58,7 +59,7 @@ def test_dry_run_prints_what_a_run_calls(place, command, provisioning):
     flags = "--data.train=gs://lab/a*.jsonl --license=it's"
     settings = {"PROVISIONING": provisioning, "TRAIN_FLAGS": flags, "NETRC_FILE": str(place.folder / "token")}
     looks = {"up": 2, "watch": 1}.get(command, 9)  # before a dry run has the slice preempted
-    life = {"launched": command not in ("up", "create"), "units": ["going"]}
+    life = {"launched": command not in ("up", "create"), "units": ["going"], "queued": provisioning != "on-demand"}
     life |= {"states": ["ACTIVE"] * looks + ["SUSPENDED"], "nodes": ["READY"] * looks + ["PREEMPTED"]}
     second = {"states": ["ACTIVE"], "nodes": ["READY"], "units": ["over"]}
     if life["launched"]:
@@ -127,6 +128,14 @@ def test_provisioning_decides_what_is_asked_for(place):
         (create,) = [call for call in place.calls() if "create" in call]
         assert create[3] == ("tpu-vm" if provisioning == "on-demand" else "queued-resources")
         assert create[-1] == "--network=n" and ("--spot" in create) == (provisioning == "spot")
+
+
+@pytest.mark.parametrize(("was", "now"), list(itertools.permutations(("queued", "spot", "on-demand"), 2)))
+def test_a_slice_is_given_back_however_it_was_requested(place, was, now):
+    assert place.tpu("create", PROVISIONING=was).returncode == place.tpu("delete", PROVISIONING=now).returncode == 0
+    deleted = [call[3] for call in place.calls() if "delete" in call]
+    assert deleted == ["tpu-vm" if was == "on-demand" else "queued-resources"]
+    assert "no slice" in place.tpu("delete", PROVISIONING=was).stderr
 
 
 @pytest.mark.parametrize(

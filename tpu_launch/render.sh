@@ -51,11 +51,10 @@ case ${ACCELERATOR_TYPE%%-*}:$SLICE_CHIPS in
 esac
 CHIPS_PER_HOST=4 HOSTS=$((SLICE_CHIPS / 4))
 
-USE_SPOT=false QUEUED=false SPOT_OPERATOR=DoesNotExist
-case $PROVISIONING in
-  spot) USE_SPOT=true SPOT_OPERATOR=Exists ;;
-  queued) QUEUED=true ;;
-esac
+USE_SPOT=false SPOT_OPERATOR=DoesNotExist
+if [[ $PROVISIONING == spot ]]; then USE_SPOT=true SPOT_OPERATOR=Exists; fi
+[[ $PROVISIONING != queued || $1 != *sky.yaml ]] ||
+  die "PROVISIONING=queued: SkyPilot leaves requests behind that bill when they are met; give spot or on-demand"
 ((${#RUN} <= 40)) || die "RUN=$RUN: give at most 40 characters, for the names of the pods are made from it"
 
 names=$(envsubst --variables "$(<"$1")" | sort -u)

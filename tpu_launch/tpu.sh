@@ -121,9 +121,16 @@ export_model() {
   fetch
 }
 
+# However it was requested: PROVISIONING may be another since.
 delete() {
-  slice_state || fail
-  if [[ $STATE == absent ]]; then say "there is no slice $RUN ($PROVISIONING) in $ZONE"; else delete_slice; fi
+  for PROVISIONING in queued on-demand; do
+    slice_state || fail
+    if [[ $STATE != absent ]]; then
+      delete_slice
+      return
+    fi
+  done
+  say "there is no slice $RUN in $ZONE"
 }
 
 up() {
@@ -144,19 +151,20 @@ up() {
 
 # What --dry-run takes for granted: the slice comes at once, and watch sees one preemption.
 pretend() { # COMMAND
-  local slice=(ACTIVE READY) gone=SUSPENDED back
+  local slice=(ACTIVE READY) gone=SUSPENDED back held=(ACTIVE READY)
   local new='ActiveState=inactive ExecMainCode=0 ExecMainStatus=0 LoadState=not-found UnitFileState='
   local going='ActiveState=active ExecMainCode=0 ExecMainStatus=0 LoadState=loaded UnitFileState=enabled'
   local over='ActiveState=inactive ExecMainCode=1 ExecMainStatus=0 LoadState=loaded UnitFileState=enabled'
-  if [[ $PROVISIONING == on-demand ]]; then slice=(READY) gone=PREEMPTED; fi
+  if [[ $PROVISIONING == on-demand ]]; then slice=(READY) gone=PREEMPTED held=(NOT_FOUND READY); fi
   back=("$gone" NOT_FOUND "${slice[@]}" "$new" "${slice[@]}" "$over")
   case $1 in
     create) PRETENDED=("${ZONE%-*}" NOT_FOUND "${slice[@]}") ;;
     watch) PRETENDED=("${slice[@]}" "$going" "${back[@]}") ;;
     up)
       PRETENDED=(NOT_FOUND "${ZONE%-*}" NOT_FOUND "${slice[@]}" "$new" "${slice[@]}" "$going")
-      PRETENDED+=("${back[@]}" "${slice[@]}")
+      PRETENDED+=("${back[@]}" "${held[@]}")
       ;;
+    delete) PRETENDED=("${held[@]}") ;;
     export_model) PRETENDED=("$BUCKET/$RUN/export/config.json") ;;
     *) PRETENDED=("${slice[@]}" "$going") ;;
   esac
