@@ -96,8 +96,11 @@ def test_kubectl_is_given_the_rendered_manifests(gke):
     check_kueue(kueue, jobset)
     pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     assert gke.one("kubectl", "create", "serviceaccount")["argv"][3] == pod["serviceAccountName"]
-    member = gke.flags("gcloud", "storage", "buckets", "add-iam-policy-binding")["member"]
-    assert "/projects/123456/" in member and member.endswith(f"/ns/default/sa/{pod['serviceAccountName']}")
+    given = [call["argv"] for call in gke.calls if call["argv"][3:4] == ["add-iam-policy-binding"]]
+    roles = {word.removeprefix("--role=roles/storage.") for words in given for word in words if "--role=" in word}
+    assert roles == {"objectUser", "legacyBucketReader"} and all(OURS["BUCKET"] in words for words in given)
+    for member in (word for words in given for word in words if word.startswith("--member=")):
+        assert "/projects/123456/" in member and member.endswith(f"/ns/default/sa/{pod['serviceAccountName']}")
     (volume,) = pod["volumes"]
     secret = gke.one("kubectl", "create", "secret", "generic")["argv"]
     key, _, file = secret[5].removeprefix("--from-file=").partition("=")
