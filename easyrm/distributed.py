@@ -14,7 +14,7 @@ import jax
 from jax._src.distributed import global_state
 
 from easyrm import peers, ports
-from easyrm.errors import TOLD, HostMissing, InputError
+from easyrm.errors import TOLD, HostMissing, InputError, Unavailable, one_line
 from easyrm.redact import redact
 
 _NEVER = 10**6  # seconds: JAX aborts the process at its own timeout, so ours comes first
@@ -26,8 +26,8 @@ def start_distributed(mode: str, timeout: float = 300) -> None:
     "auto" does where JAX_COORDINATOR_ADDRESS is set or a TPU is attached; on a TPU pod JAX finds the other hosts by
     itself. Elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who. Must run before
     anything touches a device. With several processes, each then watches the others (see `together`), and all but
-    process 0 log warnings only. Raises InputError for a malformed environment, and HostMissing where the processes
-    have not met after `timeout` seconds.
+    process 0 log warnings only. Raises InputError for a malformed environment, HostMissing where the processes have not
+    met after `timeout` seconds, and Unavailable where what says which hosts there are does not answer.
     """
     if jax.distributed.is_initialized() or not asked_for(mode):
         return
@@ -41,6 +41,8 @@ def start_distributed(mode: str, timeout: float = 300) -> None:
     if problem is not None:
         if global_state.client is None:
             peers.leave()
+        if isinstance(problem, OSError):  # a TPU VM's metadata server, for instance, soon after a boot
+            raise Unavailable(f"JAX's distributed runtime does not start yet ({one_line(problem)})") from problem
         reason = " ".join(str(problem).split()) or f"no coordinator found in {timeout:g} s"
         raise InputError(
             f"JAX's distributed runtime does not start ({reason}): set JAX_COORDINATOR_ADDRESS=HOST:PORT, "

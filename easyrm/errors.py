@@ -23,14 +23,18 @@ class SaveFailed(RuntimeError):
     """A checkpoint could not be written where one was required; the message names the step and the newest one."""
 
 
-class HostMissing(RuntimeError):
-    """Not all processes of a run came in time; the message says where to look.
+class Unavailable(RuntimeError):
+    """What a run needs does not answer now: a bucket, the hub. The message says what.
 
-    Commands exit with status 69, which sysexits.h calls EX_UNAVAILABLE, as where a process is lost later: a host may
-    only be slow, and whoever starts lost runs again starts this one.
+    Commands exit with status 69, which sysexits.h calls EX_UNAVAILABLE, as where a process is lost: it may pass, and
+    whoever starts lost runs again starts this one.
     """
 
     STATUS = 69
+
+
+class HostMissing(Unavailable):
+    """Not all processes of a run came in time, for a host may only be slow; the message says where to look."""
 
 
 class Resumable(SystemExit):
@@ -51,7 +55,7 @@ class Resumable(SystemExit):
         return self.message
 
 
-TOLD = (InputError, NonFiniteLoss, SaveFailed, HostMissing, Resumable)  # their message is all that a person needs
+TOLD = (InputError, NonFiniteLoss, SaveFailed, Unavailable, Resumable)  # their message is all that a person needs
 
 
 def one_line(error: BaseException) -> str:

@@ -11,10 +11,11 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
+from easyrm.buckets import check_bucket
 from easyrm.config import RunConfig
 from easyrm.data.template import TEMPLATE_HASH
 from easyrm.data.tokenizer import Tokenizer, load_tokenizer
-from easyrm.errors import InputError
+from easyrm.errors import InputError, Unavailable, one_line
 from easyrm.files import flatten, sha256_of, write_atomically
 from easyrm.hf.source import ModelSource
 from easyrm.hf.tokenizer import check_tokenizer, write_tokenizer
@@ -67,8 +68,10 @@ MAY_CHANGE = {
 def check_output_dir(config: RunConfig, say: Callable[[str], None]) -> epath.Path:
     """The output directory, before anything expensive.
 
-    Raises InputError where a run of another configuration lies there, unless --allow_config_change: then it is said.
+    Raises InputError where a run of another configuration lies there, unless --allow_config_change: then it is said;
+    and as `check_bucket` does.
     """
+    check_bucket(config.output_dir)
     directory = epath.Path(config.output_dir)
     if directory.exists() and not directory.is_dir():
         raise InputError(f"--output_dir={directory}: a file is in the way; name a directory")
@@ -124,7 +127,8 @@ def open_run(
     """Write config.json and the tokenizer as Hugging Face reads it, checked on `examples` to give the same ids.
 
     Raises InputError where the directory's run was made of other data, tokens or model shapes, unless
-    --allow_config_change, and where the written tokenizer differs.
+    --allow_config_change, and where the written tokenizer differs or the directory cannot be written; Unavailable
+    where a bucket fails at that.
     """
     if (found := find_record(directory)) is not None:
         _refuse_changes(config, _differences(found, record), say)
@@ -132,6 +136,8 @@ def open_run(
         try:
             _write(directory, record, tokenizer, examples)
         except OSError as error:
+            if "://" in str(directory) and not isinstance(error, PermissionError | FileNotFoundError):
+                raise Unavailable(f"--output_dir={directory} cannot be written now ({one_line(error)})") from error
             raise InputError(
                 f"--output_dir={directory} cannot be written ({error}); free space, or choose another directory"
             ) from error

@@ -6,12 +6,13 @@ import socket
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import pytest
 
 from easyrm import agreement, peers
 from easyrm.distributed import start_distributed, who_is_who
-from easyrm.errors import InputError
+from easyrm.errors import InputError, Unavailable
 
 # What every process of these tests runs: a command without a trainer. `me` is the index of the process.
 PROGRAM = """
@@ -229,6 +230,14 @@ def test_a_malformed_environment(environment, match, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=match):
         start_distributed("auto")
+    assert peers.here() is None
+
+
+def test_a_machine_that_cannot_yet_say_which_hosts_there_are(monkeypatch):
+    """As a TPU VM's metadata server that is not up: who starts lost runs again has to start this one."""
+    monkeypatch.setattr("jax.distributed.initialize", Mock(side_effect=ConnectionError("refused")))
+    with pytest.raises(Unavailable, match=r"does not start yet \(refused\)"):
+        start_distributed("true")
     assert peers.here() is None
 
 

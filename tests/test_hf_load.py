@@ -1,10 +1,14 @@
 """Checkpoints that transformers writes, read back tensor by tensor; and what is wrong with one, said at once."""
 
+import functools
+import http.server
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import huggingface_hub
 import jax
 import ml_dtypes
 import numpy as np
@@ -17,7 +21,8 @@ from safetensors.numpy import load_file, save_file
 from transformers import LlamaConfig as HFLlamaConfig
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
-from easyrm.errors import InputError
+from easyrm.data.tokenizer import load_tokenizer
+from easyrm.errors import InputError, Unavailable
 from easyrm.hf.config import read_config
 from easyrm.hf.hub import fetch, hub_name
 from easyrm.hf.load import load_params
@@ -228,6 +233,31 @@ def test_what_the_hub_does_not_give_is_an_input_error(monkeypatch):
     with pytest.raises(InputError, match=r"hf://org/absent: .*no org/absent here") as error:
         fetch("hf://org/absent")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(404, InputError), (403, InputError), (429, Unavailable), (503, Unavailable)]
+)
+@pytest.mark.parametrize("get", [fetch, load_tokenizer])
+def test_a_hub_that_cannot_now_is_asked_again_by_who_starts_the_run(tmp_path, monkeypatch, get, status, kind):
+    """An answer of its client's own HTTP library, from a server here."""
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(status)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        hub = functools.partial(huggingface_hub.HfApi.repo_info, huggingface_hub.HfApi(endpoint=address))
+        monkeypatch.setattr("huggingface_hub.hf_api.HfApi.repo_info", lambda _, *args, **how: hub(*args, **how))
+        with pytest.raises(kind, match=r"hf://org/x: .*hub"):
+            get("hf://org/x")
+        server.shutdown()
 
 
 def test_a_model_that_the_disk_cannot_hold_is_not_downloaded(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from unsteady import unsteady
 
 from easyrm.data import readers, retry, sources
 from easyrm.data.tokenizer import load_tokenizer
-from easyrm.errors import InputError
+from easyrm.errors import InputError, Unavailable
 from easyrm.scoring.evaluation import read_questions
 from easyrm.suites.registry import Request
 
@@ -149,7 +149,7 @@ def test_a_storage_that_stays_silent_stops_the_run(folder, monkeypatch):
     monkeypatch.setattr(readers, "_BLOCK", 8)
     pauses = unsteady(monkeypatch, fail_at=range(3, 10**6), block=8)
     given = []
-    with pytest.raises(InputError, match=r"b.jsonl: cannot be read after line 6, 5 tries \(late\); start again when"):
+    with pytest.raises(Unavailable, match=r"b.jsonl: cannot be read after line 6, 5 tries \(late\); start again when"):
         for record in sources.read(str(folder / "b.jsonl"), [].append):
             given.append(record)
     assert [record.line for record in given] == [1, 2, 3, 4, 5, 6]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from easyrm.errors import InputError, one_line
+from easyrm.errors import InputError, Unavailable, one_line
 
 TRIES = 5  # in a row without a new record
 FIRST_WAIT = 1.0  # seconds before the second try; doubled before each further one
@@ -48,7 +48,7 @@ def steadily(name: str, attempt: Callable[[Position], Iterator[_T]], on_retry: C
     """What `attempt` gives, started again behind the last line given wherever it raises Unreachable.
 
     `on_retry` hears of each further try. Raises InputError for a cause that waiting cannot mend (no such file, no
-    permission), and after TRIES tries in a row without a new line.
+    permission), and Unavailable after TRIES tries in a row without a new line.
     """
     done, tries = Position(), 0
     while True:
@@ -64,7 +64,17 @@ def steadily(name: str, attempt: Callable[[Position], Iterator[_T]], on_retry: C
         if isinstance(error, _LASTING):
             raise InputError(f"{place} ({reason}); check that it is there and may be read") from error
         if tries == TRIES:
-            raise InputError(f"{place}, {TRIES} tries ({reason}); start again when the storage answers") from error
+            raise Unavailable(f"{place}, {TRIES} tries ({reason}); start again when the storage answers") from error
         seconds = FIRST_WAIT * 2 ** (tries - 1)
         on_retry(f"{place} ({reason}); try {tries + 1} of {TRIES} in {seconds:g} s")
         wait(seconds)
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether an HTTP answer behind `error` is a fault of the server, or says that there were too many requests."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        if status == 429 or status >= 500:
+            return True
+        error = error.__cause__
+    return False

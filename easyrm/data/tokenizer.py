@@ -12,9 +12,10 @@ from typing import Any
 import tokenizers
 from etils import epath
 
+from easyrm.data.retry import may_pass
 from easyrm.data.sentencepiece_model import SentencePieceModel
 from easyrm.data.token_bound import longest_token
-from easyrm.errors import InputError, one_line
+from easyrm.errors import InputError, Unavailable, one_line
 from easyrm.file_digests import TOKENIZER_FILES, check_files
 from easyrm.strict_json import read_object
 
@@ -58,7 +59,8 @@ def load_tokenizer(source: str, pad_token: str = "") -> Tokenizer:
 
     The pad token is `pad_token`, or the configured one, or the first of `<|finetune_right_pad_id|>`, `<unk>`,
     `<|reserved_special_token_0|>` in the vocabulary. Raises InputError if the source is missing or damaged, if it has
-    no EOS, if there is no pad token or if it is EOS: padding would then hide where a conversation ends.
+    no EOS, if there is no pad token or if it is EOS: padding would then hide where a conversation ends; Unavailable if
+    the hub says that it cannot give it now.
     """
     with contextlib.ExitStack() as stack:
         return _load(_fetch(source, stack), source, pad_token)
@@ -182,6 +184,8 @@ def _fetch(source: str, stack: contextlib.ExitStack) -> epath.Path:
     try:
         return epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES)))
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        if may_pass(error):
+            raise Unavailable(f"tokenizer {source}: the hub does not give it now ({one_line(error)})") from error
         raise InputError(
             f"tokenizer {source}: not here, and not on the hub ({one_line(error)}); check the name"
         ) from error

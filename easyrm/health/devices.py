@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from easyrm.chips import PEAK_BF16_FLOPS
 from easyrm.distributed import start_distributed, together
-from easyrm.errors import InputError
+from easyrm.errors import InputError, Unavailable
 from easyrm.health.finding import FAIL, OK, SKIPPED, WARN, Finding, plural
 from easyrm.health.tpu import accelerators
 from easyrm.sharding import check_heads, make_mesh
@@ -158,7 +158,7 @@ def main() -> None:
         tell(begins=name)
         try:
             finding = look()
-        except InputError as error:
+        except (InputError, Unavailable) as error:
             finding = Finding(name, FAIL, str(error))
         except Exception as error:
             text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from easyrm.errors import InputError
+from easyrm.errors import InputError, Unavailable
 
 OK, WARN, FAIL, SKIPPED = "ok", "warn", "FAIL", "skipped"
 _SILENT = "see that this host reaches the disk, mount, bucket or server, and may use it (gs://: has credentials)"
@@ -58,7 +58,7 @@ class Check:
         try:
             found = self._look()
             self._found = found if isinstance(found, list) else [found]
-        except InputError as error:
+        except (InputError, Unavailable) as error:
             self._found = [Finding(self._name, FAIL, str(error))]
         except Exception as error:
             self._found = [Finding(self._name, FAIL, f"the check crashed: {type(error).__name__}: {error}", _DEFECT)]

@@ -9,7 +9,8 @@ from etils import epath
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from easyrm.errors import InputError, one_line
+from easyrm.data.retry import may_pass
+from easyrm.errors import InputError, Unavailable, one_line
 
 MODEL_FILES = {
     "allow_patterns": ["config.json", "*.safetensors", "*.safetensors.index.json", "digests.json"],
@@ -31,7 +32,8 @@ def fetch(source: str | epath.PathLike) -> epath.Path:
     """The path of a model's files: a directory, a file or `gs://...` as it is; a hub name after downloading it.
 
     Of a hub repository only config.json, the safetensors and digests.json are downloaded, by every host. Raises
-    InputError where nothing is there, and, before the download, where it does not fit on the disk.
+    InputError where nothing is there, and, before the download, where it does not fit on the disk; Unavailable where
+    the hub says that it cannot now.
     """
     name = hub_name(source)
     if name is None:
@@ -44,6 +46,8 @@ def fetch(source: str | epath.PathLike) -> epath.Path:
             _check_space(source, huggingface_hub.snapshot_download(name, dry_run=True, **MODEL_FILES))
         return epath.Path(huggingface_hub.snapshot_download(name, **MODEL_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if may_pass(error):
+            raise Unavailable(f"{source}: the Hugging Face hub does not give it now ({one_line(error)})") from error
         raise InputError(
             f"{source}: not a local path, and the Hugging Face hub does not give it ({one_line(error)}); "
             f"check the name and, for a gated model, set HF_TOKEN"
