@@ -26,6 +26,7 @@ from easyrm.redact import redact
 HEARTBEAT = 30  # seconds of silence after which JAX calls a process lost
 NOTE = 60.0  # seconds of waiting for another process after which a line says for which
 LINGER = 10.0  # seconds that a process that fails gives the others to read why
+LAST = 2.0  # seconds by which process 0, with which the store goes, outlives them
 _GRACE = {"failed": 1.0, "ended": 30.0}  # seconds in which this process may come to the same end by itself
 PEER_LOST = HostMissing.STATUS  # exit status of a process that ends because of another
 
@@ -187,7 +188,7 @@ class Peers:
             time.sleep(0.25)
             self._look()
         if self.index == 0:
-            time.sleep(2)
+            time.sleep(LAST)
 
     def _comes_of_a_peer(self, error: BaseException) -> bool:
         """Whether another process is the reason: it has said that it ends, or its beats stay away."""

@@ -8,14 +8,25 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 # Programs that several tests and their subprocesses compile are compiled once.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+os.environ.pop("HF_HUB_OFFLINE", None)
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import settings
 
 from easyrm.models.config import LlamaConfig
 from easyrm.models.reward import RewardModel
+
+# The machine's own ways to the network, of which JAX warns, and to git are not those of the tests.
+for name in list(os.environ):
+    if name.startswith("GIT_") or name.lower().endswith("_proxy"):
+        del os.environ[name]
+os.environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+# A busy machine is late, and a test that fails fails again.
+settings.register_profile("easyrm", deadline=None, derandomize=True, database=None)
+settings.load_profile("easyrm")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

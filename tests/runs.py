@@ -166,6 +166,15 @@ def start_two(settings: dict, module: str = "train_rm") -> list[subprocess.Popen
     return start(2, settings, module)
 
 
+def outputs_of(processes: list[subprocess.Popen], seconds: float = 300) -> list[str]:
+    """What each process printed until it ended; none outlives this."""
+    try:
+        return [process.communicate(timeout=seconds)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
 @contextlib.contextmanager
 def full_disk(size: int) -> Iterator[None]:
     """No file may grow beyond `size` bytes; for this process, a disk that is full."""

@@ -10,7 +10,7 @@ import torch
 from conftest import VARIANTS
 from etils import epath
 from flax import nnx
-from runs import start_programs
+from runs import outputs_of, start_programs
 from safetensors.numpy import load_file
 from transformers import AutoModelForSequenceClassification
 
@@ -196,7 +196,7 @@ import sys
 from pathlib import Path
 import jax
 from flax import nnx
-from easyrm.distributed import start_distributed
+from easyrm.distributed import start_distributed, together
 from easyrm.hf import directory, export as exports
 from easyrm.models.config import LlamaConfig
 from easyrm.models.reward import RewardModel
@@ -211,11 +211,12 @@ output = Path(sys.argv[1])
 if sys.argv[2] == "apart" and jax.process_index() == 1:  # another disk, on which an earlier export was killed
     output = output.with_name("of_host_1") / "hf"
     output.with_name(".hf.unfinished").mkdir(parents=True)
-exports.export(
-    jax.jit(new, out_shardings=places)(jax.random.key(0)), config, output, card="# A card", dtype="fp32",
-    raw_config={"pad_token_id": 0, "eos_token_id": 2, "bos_token_id": 1}, max_shard_bytes=20_000,
-    write_tokenizer=lambda folder: (folder / "tokenizer.json").write_text("{}"),
-)
+with together():
+    exports.export(
+        jax.jit(new, out_shardings=places)(jax.random.key(0)), config, output, card="# A card", dtype="fp32",
+        raw_config={"pad_token_id": 0, "eos_token_id": 2, "bos_token_id": 1}, max_shard_bytes=20_000,
+        write_tokenizer=lambda folder: (folder / "tokenizer.json").write_text("{}"),
+    )
 print(",".join(written))
 """
 
@@ -223,7 +224,7 @@ print(",".join(written))
 @pytest.mark.parametrize("disks", ["one", "apart"])
 def test_two_hosts_take_turns_where_both_see_the_disk(tmp_path, disks):
     processes = start_programs(2, [sys.executable, "-c", _TURNS, str(tmp_path / "hf"), disks])
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = outputs_of(processes)
     assert [process.returncode for process in processes] == [0, 0], outputs
     written = [[name for name in output.splitlines()[-1].split(",") if name] for output in outputs]
     files = [path.name for path in sorted((tmp_path / "hf").glob("*.safetensors"))]

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from runs import command, lines_of, make_pairs, make_world, run, start_two, write_lines
+from runs import command, lines_of, make_pairs, make_world, outputs_of, run, start_two, write_lines
 
 from easyrm import train_rm
 from easyrm.errors import Resumable
@@ -72,7 +72,7 @@ def test_while_it_makes_the_first_state(world, tmp_path, wait):
 
 def test_while_it_evaluates(world, tmp_path):
     settings = {**world, "output_dir": str(tmp_path), "eval_freq": 2}
-    status, _, err, _ = signalled(settings, "step 2/4", wait=0.2)
+    status, _, err, _ = signalled(settings, "step 2/4", wait=0.0)
     assert status == 75, err
     assert "saved after step 2 of 4" in err and "Traceback" not in err
     assert newest(tmp_path).step == 2 and newest(tmp_path).pending_eval
@@ -141,12 +141,12 @@ def test_two_processes_stop_at_the_same_step(world, tmp_path):
         if line.startswith("step 5/"):
             break
     processes[1].send_signal(signal.SIGTERM)
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = outputs_of(processes)
     assert [process.returncode for process in processes] == [75, 75], outputs
     stopped = newest(tmp_path / "two").step
     assert 5 <= stopped < 60 and all(f"saved after step {stopped} of 60" in output for output in outputs)
     processes = start_two(settings)
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = outputs_of(processes)
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert f"resumed after step {stopped} of 60" in outputs[0]
     assert [line["step"] for line in lines_of(tmp_path / "two") if "eval/loss" in line] == [20, 40, 60]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from runs import TINY_MODEL, lines_of, make_world, run, start_two
+from runs import TINY_MODEL, lines_of, make_world, outputs_of, run, start_two
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from easyrm.sharding import path_name, spec_of
@@ -70,7 +70,7 @@ def test_two_processes_of_four_devices(world, tmp_path):
     settings = {**settings, "mesh_dim": "1,4,2", "output_dir": str(tmp_path / "run"), "export": "true"}
     settings["export_dtype"] = "fp32"
     processes = start_two(settings)
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    outputs = outputs_of(processes)
     assert [process.returncode for process in processes] == [0, 0], outputs
     check_same(lines_of(tmp_path / "run"), alone)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["mesh"] == {"dp": 1, "fsdp": 4, "mp": 2}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from jax.sharding import NamedSharding
-from runs import start_programs
+from runs import outputs_of, start_programs
 from test_hf_load import assert_loaded, load, save_hf
 
 from easyrm.resharding import by_rows
@@ -98,7 +98,7 @@ def test_hosts_with_different_files_are_refused(tmp_path):
     for index, dtype in enumerate((torch.float32, torch.bfloat16)):
         save_hf(tmp_path / str(index) / "hf", dtype=dtype)
     processes = start_programs(2, [sys.executable, "-c", _APART.format(folder=tmp_path)])
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = outputs_of(processes)
     assert [process.returncode for process in processes] == [2, 2], outputs
     for output in outputs:
         assert "processes disagree (model): " in output and "BF16" in output

@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 from etils import epath
-from runs import call, lines_of, make_pairs, make_world, run, start_two, write_lines
+from runs import call, lines_of, make_pairs, make_world, outputs_of, run, start_two, write_lines
 
 from easyrm import score as command
 from easyrm.data import sources
@@ -202,9 +202,9 @@ def test_two_processes_score_together(trained, tmp_path):
     lines = [*make_pairs(9, seed=3), *candidates(3, 3)[0]]
     alone, _ = scores(tmp_path, trained, lines)
     settings = {"model": trained, "input": tmp_path / "in.jsonl", "output": tmp_path / "two.jsonl", "dtype": "fp32"}
-    for process in start_two(settings, "score"):
-        said, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, said
+    processes = start_two(settings, "score")
+    said = outputs_of(processes)
+    assert [process.returncode for process in processes] == [0, 0], said
     together = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
     for one, two in zip(alone, together, strict=True):
         assert one["id"] == two["id"]

@@ -105,7 +105,7 @@ def test_a_stop_finishes_what_is_in_flight(tokenizer_file, number):
         status, out, err = server.stop(number)
         assert [answer.result()[0] for answer in answers] == [200] * 50
         assert status == 0 and "stopped after 50 requests in " in out and "Traceback" not in err
-        assert 2 <= int(out.rpartition("requests in ")[2].split()[0]) <= 5
+        assert 2 <= int(out.rpartition("requests in ")[2].split()[0]) < 50
         idle.close()
         with pytest.raises(ConnectionRefusedError):
             server.ask(["ant"])
@@ -126,7 +126,7 @@ def test_stops_at_once_while_the_model_is_loaded_and_at_a_second_signal(tokenize
 
 def test_large_bodies_and_clients_that_leave(tokenizer_file):
     text = "ant " * 10
-    with stand_in_server(tokenizer_file, scoring=0.5).ready() as server, ThreadPoolExecutor() as pool:
+    with stand_in_server(tokenizer_file, scoring=3).ready() as server, ThreadPoolExecutor() as pool:
         inputs = [{"role": "user", "content": text}] * 130
         status, answer = server.ask([[*inputs, ANSWER]] * 700)  # 5 MB
         assert status == 422 and answer["error"].startswith("inputs[0]: ")

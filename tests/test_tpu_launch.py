@@ -177,6 +177,7 @@ def test_who_may_not_look_at_the_bucket_may_use_it_and_one_far_away_is_said(plac
         assert ("BUCKET=gs://lab is in US-EAST5" in place.tpu("create", ZONE=zone).stderr) == far
 
 
+@pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="ssh-keygen is absent")
 def test_a_key_without_a_passphrase_needs_no_agent(place):
     for phrase in ("secret", "", None):
         key = place.folder / ".ssh" / "google_compute_engine"

@@ -21,6 +21,6 @@ while
 do :; done
 if [[ $status == 69 ]]; then
   sleep "$HOLD" &
-  wait $! # a second SIGTERM ends the wait
+  [[ -n $stopped ]] || wait $! # a second SIGTERM ends the wait
 fi
 exit "$status"

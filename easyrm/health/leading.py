@@ -109,9 +109,7 @@ def _make_shared(exam: Examination, stack: contextlib.ExitStack) -> str:
     if not exam.output_dir or "://" in exam.output_dir:
         return ""
     with contextlib.suppress(OSError):  # the check of the directory says why
-        path = stack.enter_context(exam.probes.file(standing(exam.output_dir)))
-        path.write_bytes(b"")
-        return str(path)
+        return str(stack.enter_context(exam.probes.file(standing(exam.output_dir))))
     return ""
 
 

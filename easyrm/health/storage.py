@@ -26,12 +26,14 @@ class Probes:
 
     @contextlib.contextmanager
     def file(self, folder: epath.Path):
-        """A path in `folder` with a name of its own, whose file is gone afterwards."""
+        """A path in `folder` with a name of its own, whose file is gone afterwards; a local one is there already."""
         path = folder / f".easyrm-doctor-{uuid.uuid4().hex}"
         with self._lock:
             if self._closed:
                 raise InterruptedError("the doctor was stopped")
             self._files.add(path)
+            if "://" not in str(path):
+                path.touch()
         try:
             yield path
         finally:
@@ -42,8 +44,10 @@ class Probes:
 
     def remove(self) -> None:
         """Remove what is left, within seconds, and let nothing new begin."""
-        with self._lock:
-            self._closed, left = True, list(self._files)
+        held = self._lock.acquire(timeout=1)  # not for as long as a storage that hangs
+        self._closed, left = True, list(self._files)
+        if held:
+            self._lock.release()
 
         def unlink() -> None:
             for path in left:
@@ -105,7 +109,8 @@ def sees(path: str) -> bool:
 
 def _write(path: epath.Path, size: int) -> tuple[int, float]:
     block, began, written = os.urandom(_CHUNK), time.perf_counter(), 0
-    with path.open("wb") as file:
+    # A local file that was removed meanwhile must not come back.
+    with path.open("wb") if "://" in str(path) else open(path, "r+b") as file:
         while written < size and time.perf_counter() - began < _SECONDS:
             data = block[: size - written]
             file.write(data)
