@@ -20,9 +20,9 @@ from jax.sharding import AbstractMesh, NamedSharding
 
 from easyrm.hf.directory import MAX_SHARD_BYTES, plan_shards
 from easyrm.hf.names import weights
+from easyrm.hf.resharding import by_rows
 from easyrm.models.config import SIZES
 from easyrm.models.reward import RewardModel
-from easyrm.resharding import by_rows
 from easyrm.sharding import AXES, parse_mesh_dim, path_name, spec_of
 
 BF16, FP32 = 2, 4

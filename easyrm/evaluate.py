@@ -7,7 +7,7 @@ from etils import epath
 from easyrm import run
 from easyrm.distributed import say, start_distributed
 from easyrm.errors import InputError
-from easyrm.evaluations import evaluations_of, write_evaluation
+from easyrm.evaluation_files import evaluations_of, write_evaluation
 from easyrm.flags import run_command
 from easyrm.scoring.evaluation import Evaluation, judge, read_questions
 from easyrm.scoring.scorer import BATCH_TOKENS, find_model

@@ -11,10 +11,11 @@ from easyrm.config import RunConfig
 from easyrm.data.packing import RowBatch
 from easyrm.data.tokenizer import Tokenizer
 from easyrm.errors import InputError
-from easyrm.evaluations import SHARES, evaluations_of, write_evaluation
+from easyrm.evaluation_files import SHARES, evaluations_of, write_evaluation
 from easyrm.scoring.evaluation import Evaluation, judge, read_questions
 from easyrm.scoring.scorer import Scorer
-from easyrm.suites.interval import wilson
+from easyrm.suites import pairs
+from easyrm.suites.item import Answer
 from easyrm.suites.registry import parse_suites
 from easyrm.training.evaluation import METRICS, Evaluated, evaluate
 from easyrm.training.inputs import Inputs
@@ -111,8 +112,7 @@ class Evaluator:
         lengths = (chosen + prompt).tolist(), (prompt + rejected).tolist()
         names = ("chosen", "rejected", "chosen_tokens", "rejected_tokens")
         sides = (found.chosen.tolist(), found.rejected.tolist(), *lengths)
-        right = int((found.chosen > found.rejected).sum())
-        low, high = wilson(right, len(store))
+        answers = [Answer(None, "", (chosen,), (rejected,)) for chosen, rejected in zip(*sides[:2], strict=True)]
         report = {
             "suite": "pairs",
             "name": HELD_OUT,
@@ -126,14 +126,7 @@ class Evaluator:
             "read": store.report["read"],
             "scored": len(store),
             "dropped": store.report["dropped"],
-            "figures": {
-                "accuracy": right / len(store),
-                "margin": found.figures["eval/margin"],
-                "pairs": len(store),
-                "ties": int((found.chosen == found.rejected).sum()),
-                "interval_low": low,
-                "interval_high": high,
-            },
+            "figures": pairs.figures(answers),
             "subsets": {},
         }
         return Evaluation(report, [dict(zip(names, values, strict=True)) for values in zip(*sides, strict=True)])

@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from easyrm.data.template import render
-from easyrm.evaluations import read_evaluations
+from easyrm.evaluation_files import read_evaluations
 from easyrm.hf.card import model_card
 from easyrm.hf.export import export
 from easyrm.hf.tokenizer import write_tokenizer

@@ -14,7 +14,7 @@ from etils import epath
 
 from easyrm.data import sources
 from easyrm.data.readers import Record
-from easyrm.data.stream import ahead
+from easyrm.data.stream import prefetch
 from easyrm.distributed import say, start_distributed
 from easyrm.errors import InputError
 from easyrm.flags import run_command
@@ -93,7 +93,7 @@ def write_scores(records: Iterable[Record], scorer: Scorer, parts: Parts) -> Cou
         for some in portions(records):
             yield encode_requests(map(parse_request, some), scorer.tokenizer, scorer.max_length)
 
-    for requests, conversations in ahead(encoded(), 1):
+    for requests, conversations in prefetch(encoded(), 1):
         rewards = iter(scorer.score(conversations))
         answers = [answer(request, rewards) for request in requests]
         parts.write(line for _, line in answers)

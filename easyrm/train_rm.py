@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from easyrm import run
 from easyrm.agreement import agree, code_version
 from easyrm.config import RunConfig
-from easyrm.data.stream import ahead
+from easyrm.data.stream import prefetch
 from easyrm.data.tokenizer import load_tokenizer
 from easyrm.distributed import say, start_distributed
 from easyrm.errors import NonFiniteLoss, Resumable, SaveFailed
@@ -40,7 +40,7 @@ from easyrm.training.save_clock import SaveClock
 from easyrm.training.step import TrainState
 
 _AGAIN = "free space, or mend the bucket, and run the same command again"
-AHEAD = 4  # batches packed before the devices ask for them
+PREFETCH = 4  # batches packed before the devices ask for them
 
 
 def train(config: RunConfig) -> None:
@@ -164,7 +164,7 @@ def take_steps(job: Job, log: MetricsLog | QuietLog, interrupt: Interrupt) -> Pr
 
     clock = SaveClock(config.save_freq, config.save_minutes, job.start.step)
     profile = Profile(config.profile_steps, job.directory)
-    batches = ahead(inputs.train(inputs.order(job.start)), AHEAD)
+    batches = prefetch(inputs.train(inputs.order(job.start)), PREFETCH)
     try:
         progress = job.start
         if progress.pending_eval and not (progress := evaluated(progress)).pending_eval:

@@ -11,7 +11,7 @@ from test_evaluation_files import SCORES, report
 
 from easyrm.config import RunConfig
 from easyrm.errors import InputError
-from easyrm.evaluations import evaluations_of, write_evaluation
+from easyrm.evaluation_files import evaluations_of, write_evaluation
 from easyrm.hf.card import model_card
 
 RECORD = {

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from easyrm.evaluations import evaluations_of, read_evaluations, write_evaluation
+from easyrm.evaluation_files import evaluations_of, read_evaluations, write_evaluation
 
 SCORES = [
     {"chosen": 1.0, "rejected": 0.0, "chosen_tokens": 9, "rejected_tokens": 5},

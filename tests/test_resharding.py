@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from runs import outputs_of, start_programs
 from test_hf_load import assert_loaded, load, save_hf
 
-from easyrm.resharding import by_rows
+from easyrm.hf.resharding import by_rows
 from easyrm.sharding import RULES, make_mesh
 
 MESHES = ["8,1,1", "1,8,1", "1,1,8", "2,2,2", "1,4,2", "4,1,2"]

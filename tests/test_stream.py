@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from easyrm.data.stream import PairStream, ahead
+from easyrm.data.stream import PairStream, prefetch
 
 
 def test_every_epoch_is_another_permutation():
@@ -33,9 +33,9 @@ def test_file_order_and_a_recorded_shuffle():
     assert PairStream(8, 2, seed=0, shuffle=True).indices(0, 8).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
 
 
-def test_ahead_keeps_order_and_runs_ahead():
+def test_prefetch_keeps_order_and_runs_ahead():
     drawn = []
-    items = ahead((drawn.append(i) or i for i in range(20)), 3)
+    items = prefetch((drawn.append(i) or i for i in range(20)), 3)
     assert next(items) == 0
     deadline = time.monotonic() + 5
     while len(drawn) < 4 and time.monotonic() < deadline:
@@ -44,20 +44,20 @@ def test_ahead_keeps_order_and_runs_ahead():
     assert list(items) == list(range(1, 20))
 
 
-def test_ahead_raises_what_the_thread_raised_in_its_place():
+def test_prefetch_raises_what_the_thread_raised_in_its_place():
     def broken():
         yield 1
         raise OSError("disk")
 
-    items = ahead(broken(), 2)
+    items = prefetch(broken(), 2)
     assert next(items) == 1
     with pytest.raises(OSError, match="disk"):
         next(items)
 
 
-def test_ahead_ends_its_thread_when_the_consumer_stops():
-    items = ahead(itertools.count(), 2)
+def test_prefetch_ends_its_thread_when_the_consumer_stops():
+    items = prefetch(itertools.count(), 2)
     assert next(items) == 0
-    assert any(thread.name == "ahead" for thread in threading.enumerate())
+    assert any(thread.name == "prefetch" for thread in threading.enumerate())
     items.close()
-    assert not any(thread.name == "ahead" for thread in threading.enumerate())
+    assert not any(thread.name == "prefetch" for thread in threading.enumerate())

@@ -43,7 +43,7 @@ class PairStream:
         return self._order
 
 
-def ahead(iterable: Iterable, depth: int) -> Iterator:
+def prefetch(iterable: Iterable, depth: int) -> Iterator:
     """Yields the items of `iterable`, drawn in one background thread up to `depth` items ahead.
 
     An exception in the thread is raised here, in its place. Closing the generator ends the thread.
@@ -69,7 +69,7 @@ def ahead(iterable: Iterable, depth: int) -> Iterator:
         except BaseException as error:  # handed over: the consumer raises it
             put((None, error))
 
-    thread = threading.Thread(target=work, name="ahead", daemon=True)
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
     try:
         while True:

@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from easyrm.evaluations import SHARES, title_of
+from easyrm.evaluation_files import SHARES, title_of
 from easyrm.hf.card_results import figure_title
 from easyrm.hf.hub import hub_name
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from easyrm.evaluations import SHARES, TITLES, title_of
+from easyrm.evaluation_files import SHARES, TITLES, title_of
 from easyrm.hf.markdown import code, folded, table, text
 
 _SECTIONS = ("score", "chat", "chat_hard", "safety", "reasoning")  # of RewardBench, as its models' cards print them

@@ -18,9 +18,9 @@ from easyrm.file_digests import check_parameter, recorded_parameters
 from easyrm.hf.config import is_classifier, read_config
 from easyrm.hf.hub import fetch
 from easyrm.hf.names import BUFFERS, LM_HEAD, SCORE_PATH, Weight, weights
+from easyrm.hf.resharding import by_rows
 from easyrm.hf.safetensors import DTYPES, Checkpoint
 from easyrm.models.config import LlamaConfig
-from easyrm.resharding import by_rows
 from easyrm.sharding import path_name
 
 # Layers read at once: file reads and conversions overlap, and each holds one chunk of a file.

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from easyrm.evaluations import SHARES, TITLES
+from easyrm.evaluation_files import SHARES, TITLES
 from easyrm.reporting import words
 from easyrm.reporting.load import Evaluation, Run, held_out, number
 

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from easyrm.errors import InputError
-from easyrm.evaluations import title_of
+from easyrm.evaluation_files import title_of
 from easyrm.redact import redact_tree
 from easyrm.run import read_record
 from easyrm.strict_json import read_object

@@ -14,7 +14,7 @@ from easyrm.data.conversations import Conversation, check_vocabulary, encode_con
 from easyrm.data.pairs import Dropped
 from easyrm.data.tokenizer import Tokenizer
 from easyrm.errors import InputError
-from easyrm.evaluations import PAIRWISE
+from easyrm.evaluation_files import PAIRWISE
 from easyrm.scoring.scorer import Scorer
 from easyrm.suites.item import Answer, Item
 from easyrm.suites.registry import SUITES, Request

@@ -12,7 +12,7 @@ from easyrm import run, sharding
 from easyrm.data.conversations import Conversation, check_vocabulary
 from easyrm.data.packing import RowBatch
 from easyrm.data.sharing import fill_rows, share
-from easyrm.data.stream import ahead
+from easyrm.data.stream import prefetch
 from easyrm.data.tokenizer import Tokenizer, load_tokenizer
 from easyrm.errors import InputError
 from easyrm.hf.config import is_classifier
@@ -23,7 +23,7 @@ from easyrm.scoring.statistics import Statistics, read_statistics
 from easyrm.training.program import abstract_model, jit_rewards, make_forward
 from easyrm.training.saved_step import restore_model
 
-_AHEAD = 2  # batches packed before the devices ask for them
+_PREFETCH = 2  # batches packed before the devices ask for them
 BATCH_TOKENS = 32768
 
 
@@ -67,14 +67,14 @@ class Scorer:
             for side, values in enumerate(jax.device_get(sides)):
                 rewards[indices, side] = values[0, : len(indices)]
 
-        batches = ahead(
+        batches = prefetch(
             fill_rows(
                 segments,
                 batch_tokens=self.batch_tokens,
                 row_groups=self.row_groups,
                 pad_id=self.tokenizer.pad_id,
             ),
-            _AHEAD,
+            _PREFETCH,
         )
         try:
             for indices, batch in batches:
