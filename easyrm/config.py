@@ -61,7 +61,7 @@ class ModelConfig:
             raise InputError(f"--model.remat={self.remat}: choose one of auto, {', '.join(REMAT_POLICIES)}")
         if self.attention not in ("auto", *IMPLEMENTATIONS):
             raise InputError(f"--model.attention={self.attention}: choose one of auto, {', '.join(IMPLEMENTATIONS)}")
-        if self.score_std < 0:
+        if not 0 <= self.score_std < math.inf:
             raise InputError(f"--model.score_std={self.score_std}: choose 0 (for 1/sqrt(D + 1)) or more")
         if self.config and self.config not in SIZES and not epath.Path(self.config).exists():
             sizes = ", ".join(SIZES)
@@ -156,7 +156,8 @@ class RunConfig:
             )
         if self.distributed not in ("auto", "true", "false"):
             raise InputError(f"--distributed={self.distributed}: choose auto, true or false")
-        if self.total_steps < 0 or (self.total_steps == 0 and not self.num_epochs > 0):
+        endless = not math.isfinite(self.num_epochs)
+        if endless or self.total_steps < 0 or (self.total_steps == 0 and not self.num_epochs > 0):
             raise InputError(
                 f"--num_epochs={self.num_epochs} with --total_steps={self.total_steps}: nothing to train; "
                 "give epochs above 0 or steps above 0"
@@ -164,6 +165,8 @@ class RunConfig:
         for name, least in _LEAST.items():
             if not least <= getattr(self, name) < math.inf:
                 raise InputError(f"--{name}={getattr(self, name)}: choose {least} or more")
+        if self.seed >= 2**63:
+            raise InputError(f"--seed={self.seed}: choose a number below 2**63")
         if self.on_nonfinite not in ("stop", "skip"):
             raise InputError(f"--on_nonfinite={self.on_nonfinite}: choose stop or skip")
         if self.best_metric not in EVAL_METRICS and not (self.eval.suites and self.best_metric.startswith("eval/")):
@@ -200,7 +203,7 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise InputError(f"--recipe={name}: neither a file nor a recipe of easyrm (there are: {known})")
     try:
         return tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--recipe={name}: {path} is not TOML: {error}") from error
 
 

@@ -5,9 +5,10 @@ from absl import flags
 from etils import epath
 
 from easyrm import run
+from easyrm.buckets import cannot_be_written
 from easyrm.distributed import say, start_distributed
 from easyrm.errors import InputError
-from easyrm.evaluation_files import evaluations_of, write_evaluation
+from easyrm.evaluation_files import HELD_OUT, evaluations_of, write_evaluation
 from easyrm.flags import run_command
 from easyrm.scoring.evaluation import Evaluation, judge, read_questions
 from easyrm.scoring.scorer import BATCH_TOKENS, find_model
@@ -34,7 +35,7 @@ def evaluate() -> None:
     """
     if not _MODEL.value or not _DATA.value:
         raise InputError("--model=HF_DIR or RUN_DIR and --data=FILE or a suite's name are both needed")
-    requests = parse_suites(_DATA.value)
+    requests = parse_suites(_DATA.value, taken=(HELD_OUT,))
     start_distributed(_DISTRIBUTED.value)
     model = find_model(_MODEL.value)
     max_length = _MAX_LENGTH.value or model.max_length
@@ -45,6 +46,11 @@ def evaluate() -> None:
     output = epath.Path(_OUTPUT.value) if _OUTPUT.value else None
     if output is None and scorer.step is not None:
         output = evaluations_of(run.split_checkpoint(_MODEL.value)[0], scorer.step)
+    if output is not None:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_be_written(f"--output={output}", error) from error
     for questions in asked:
         found = judge(questions, scorer, _DTYPE.value)
         say("\n" + table(found))

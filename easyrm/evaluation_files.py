@@ -18,16 +18,17 @@ SHARES = {
     "rewardbench2": ("score", "factuality", "precise_if", "math", "safety", "focus", "ties"),
     "rm-bench": ("score", "easy", "normal", "hard", "chat", "math", "code", "safety"),
 }
+HELD_OUT = "eval"  # the name of --data.eval among the evaluations
 PAIRWISE = ("pairs", "rewardbench")  # one chosen and one rejected reward a record
 # Of the suites that are published, in the order of a card.
 TITLES = {"rewardbench": "RewardBench", "rewardbench2": "RewardBench 2", "rm-bench": "RM-Bench"}
 
 
 def title_of(suite: Any, name: str) -> str:
-    """Of a suite, with the evaluation's own name where it is another, or of pairs (`eval`: those of --data.eval)."""
+    """Of a suite, with the evaluation's own name where it is another, or of pairs (HELD_OUT: those of --data.eval)."""
     if str(suite) in TITLES:
         return TITLES[suite] if name == suite else f"{TITLES[suite]} ({name})"
-    return "Held-out pairs" if name == "eval" else f"Pairs: {name}"
+    return "Held-out pairs" if name == HELD_OUT else f"Pairs: {name}"
 
 
 def evaluations_of(run_dir: epath.PathLike, step: int) -> epath.Path:

@@ -11,7 +11,7 @@ from easyrm.config import RunConfig
 from easyrm.data.packing import RowBatch
 from easyrm.data.tokenizer import Tokenizer
 from easyrm.errors import InputError
-from easyrm.evaluation_files import SHARES, evaluations_of, write_evaluation
+from easyrm.evaluation_files import HELD_OUT, SHARES, evaluations_of, write_evaluation
 from easyrm.scoring.evaluation import Evaluation, judge, read_questions
 from easyrm.scoring.scorer import Scorer
 from easyrm.suites import pairs
@@ -19,8 +19,6 @@ from easyrm.suites.item import Answer
 from easyrm.suites.registry import parse_suites
 from easyrm.training.evaluation import METRICS, Evaluated, evaluate
 from easyrm.training.inputs import Inputs
-
-HELD_OUT = "eval"  # the name of --data.eval among the evaluations
 
 
 class Evaluator:
@@ -96,13 +94,16 @@ class Evaluator:
             found.append(judged)
         if jax.process_index() == 0:
             self._write(found, step)
+        best = self._config.best_metric
+        if (self._config.keep_best or self._config.eval.patience) and best not in figures:
+            self._say(f"warning: no {best} at step {step}: no record counts for it, and this step cannot be the best")
         return figures
 
     def _write(self, found: list[Evaluation], step: int) -> None:
         try:
             for evaluation in found:
                 write_evaluation(evaluations_of(self._directory, step), *evaluation)
-        except OSError as error:
+        except Exception as error:  # a bucket's client has errors of its own
             self._say(f"warning: the evaluations of step {step} are not written ({error}); their figures are logged")
 
     def _of_pairs(self, found: Evaluated, step: int) -> Evaluation:

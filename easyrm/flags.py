@@ -99,7 +99,7 @@ def _check_group_flags(argv: Sequence[str]) -> None:
     for argument in argv[1:]:
         name = argument.lstrip("-").split("=", 1)[0]
         group, _, field = name.partition(".")
-        if argument.startswith("--") and field and dataclasses.is_dataclass(groups.get(group)):
+        if argument.startswith("-") and field and dataclasses.is_dataclass(groups.get(group)):
             known = [known.name for known in dataclasses.fields(groups[group])]
             if field not in known:
                 close = difflib.get_close_matches(field, known, n=1)

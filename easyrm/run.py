@@ -11,11 +11,11 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from easyrm.buckets import check_bucket
+from easyrm.buckets import cannot_be_written, check_bucket
 from easyrm.config import RunConfig
 from easyrm.data.template import TEMPLATE_HASH
 from easyrm.data.tokenizer import Tokenizer, load_tokenizer
-from easyrm.errors import InputError, Unavailable, one_line
+from easyrm.errors import InputError
 from easyrm.files import flatten, sha256_of, write_atomically
 from easyrm.hf.source import ModelSource
 from easyrm.hf.tokenizer import check_tokenizer, write_tokenizer
@@ -135,12 +135,12 @@ def open_run(
     if jax.process_index() == 0:
         try:
             _write(directory, record, tokenizer, examples)
-        except OSError as error:
-            if "://" in str(directory) and not isinstance(error, PermissionError | FileNotFoundError):
-                raise Unavailable(f"--output_dir={directory} cannot be written now ({one_line(error)})") from error
-            raise InputError(
-                f"--output_dir={directory} cannot be written ({error}); free space, or choose another directory"
-            ) from error
+        except InputError:
+            raise
+        except Exception as error:  # a bucket's client has errors of its own
+            if not isinstance(error, OSError) and "://" not in str(directory):
+                raise
+            raise cannot_be_written(f"--output_dir={directory}", error) from error
 
 
 def _write(directory: epath.Path, record: dict[str, Any], tokenizer: Tokenizer, examples: list[str]) -> None:

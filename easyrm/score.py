@@ -1,5 +1,6 @@
 """Rewards of pairs, conversations and candidates: `python -m easyrm.score --model=... --input=... --output=...`."""
 
+import hashlib
 import json
 import time
 from array import array
@@ -12,11 +13,14 @@ import numpy as np
 from absl import flags
 from etils import epath
 
+from easyrm import run
 from easyrm.data import sources
 from easyrm.data.readers import Record
 from easyrm.data.stream import prefetch
 from easyrm.distributed import say, start_distributed
 from easyrm.errors import InputError
+from easyrm.file_digests import NAME as DIGESTS
+from easyrm.files import absolute
 from easyrm.flags import run_command
 from easyrm.scoring.parts import Parts
 from easyrm.scoring.requests import Encoded, answer, encode_requests, parse_request
@@ -52,10 +56,13 @@ def score() -> None:
         if not flag.value:
             raise InputError(f"--{flag.name} is empty; --model, --input and --output are all needed")
     export = epath.Path(_MODEL.value)
-    if _SAVE_STATISTICS.value and (_NORMALIZE.value or not (export / "config.json").exists()):
+    exported = (export / "config.json").exists() and not run.is_run(run.split_checkpoint(_MODEL.value)[0])
+    if _SAVE_STATISTICS.value and (_NORMALIZE.value or not exported):
         raise InputError("--save_statistics needs the directory of an export as --model, and no --normalize")
     start_distributed(_DISTRIBUTED.value)
     files = sources.resolve(_INPUT.value, say)
+    if absolute(_OUTPUT.value) in [absolute(path) for path in files]:
+        raise InputError(f"--output={_OUTPUT.value} is the input itself; name another file")
     scorer = find_model(_MODEL.value).open(
         mesh_dim=_MESH_DIM.value,
         dtype=_DTYPE.value,
@@ -64,7 +71,7 @@ def score() -> None:
         normalize=_NORMALIZE.value,
     )
     settings = {
-        "model": f"{_MODEL.value} {'' if scorer.step is None else scorer.step}".strip(),
+        "model": " ".join([_MODEL.value, *_version(export, scorer.step)]),
         "input": ", ".join(f"{path} ({_size(path)})" for path in files),
         "dtype": _DTYPE.value,
         "max_length": scorer.max_length,
@@ -131,6 +138,14 @@ def statistics_of(scores: epath.Path) -> Statistics:
     if not rewards:
         raise InputError(f"{scores}: no line could be scored, and no rewards have no mean; give another --input")
     return Statistics(float(np.mean(rewards)), float(np.std(rewards)))
+
+
+def _version(model: epath.Path, step: int | None) -> list[str]:
+    """What tells two models of one name apart: the step of a run, the digests of an export."""
+    if step is not None:
+        return [str(step)]
+    digests = model / DIGESTS
+    return [hashlib.sha256(digests.read_bytes()).hexdigest()[:12]] if digests.exists() else []
 
 
 def _size(path: str) -> str:

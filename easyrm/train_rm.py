@@ -15,7 +15,7 @@ from easyrm.config import RunConfig
 from easyrm.data.stream import prefetch
 from easyrm.data.tokenizer import load_tokenizer
 from easyrm.distributed import say, start_distributed
-from easyrm.errors import NonFiniteLoss, Resumable, SaveFailed
+from easyrm.errors import TOLD, NonFiniteLoss, Resumable, SaveFailed
 from easyrm.evaluator import Evaluator
 from easyrm.export import export_run
 from easyrm.file_digests import recorded_parameters
@@ -28,7 +28,7 @@ from easyrm.sharding import check_heads, make_mesh, row_groups
 from easyrm.training.checkpoint import Checkpoints
 from easyrm.training.inputs import Inputs
 from easyrm.training.interrupt import Interrupt
-from easyrm.training.metrics import MetricsLog, QuietLog, open_metrics
+from easyrm.training.metrics import MetricsLog, QuietLog, check_sinks, open_metrics
 from easyrm.training.nonfinite import NonFinite
 from easyrm.training.optimizer import learning_rate_schedule
 from easyrm.training.profile import Profile
@@ -86,6 +86,7 @@ def prepare(config: RunConfig) -> Job:
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     agree({"code": code_version(), **config.to_dict()}, "settings")
+    check_sinks(config)
     directory = run.check_output_dir(config, say)
     mesh = make_mesh(config.mesh_dim)
     source = ModelSource(config.model.init_from, config.model.config)
@@ -120,7 +121,7 @@ def prepare(config: RunConfig) -> Job:
     # Where the state comes from: 1. the newest whole checkpoint; 2. --model.init_from; 3. random weights.
     start = START
     if restored := checkpoints.restore(program.abstract):
-        state, start = restored
+        state, start = restored[0], restored[1].told_by(config.best_metric)
         say(f"resumed after step {start.step} of {inputs.steps}, {start.position} pairs into the data")
     elif source.path is not None:
         model = source.load(program.abstract.model, score_std=config.model.score_std, seed=config.seed)
@@ -167,8 +168,11 @@ def take_steps(job: Job, log: MetricsLog | QuietLog, interrupt: Interrupt) -> Pr
     batches = prefetch(inputs.train(inputs.order(job.start)), PREFETCH)
     try:
         progress = job.start
-        if progress.pending_eval and not (progress := evaluated(progress)).pending_eval:
-            checkpoints.evaluated(progress)
+        if progress.pending_eval:
+            asked = bool(job.evaluator)
+            progress = evaluated(progress) if asked else dataclasses.replace(progress, pending_eval=False)
+            if not progress.pending_eval:
+                checkpoints.evaluated(progress)
         for step, (indices, batch) in enumerate(batches, job.start.step + 1):
             if interrupt.requested() or learned_enough(config, progress):
                 break
@@ -219,7 +223,7 @@ def finish(job: Job, progress: Progress, interrupt: Interrupt) -> None:
         same = recorded_parameters(export) == digests_as_imported(job.state.model, job.config.export_dtype)
         say(
             f"{export} is there already and stays as it is"
-            + ("" if same else f": not step {progress.step}; remove it for that")
+            + ("" if same else f": not step {progress.step} in {job.config.export_dtype}; remove it for that")
         )
     elif job.config.export:
         _remove_unfinished(export)
@@ -227,7 +231,11 @@ def finish(job: Job, progress: Progress, interrupt: Interrupt) -> None:
             with interrupt.nothing_unsaved(f"during the export: {saved}"):
                 dtype = job.config.export_dtype
                 export_run(job.state.model, directory, export, step=progress.step, dtype=dtype, say=say)
-        except (OSError, SafetensorError) as error:
+        except TOLD:
+            raise
+        except Exception as error:
+            if not isinstance(error, OSError | SafetensorError) and "://" not in str(export):
+                raise
             raise SaveFailed(f"the export to {export} failed ({error}); {saved}; {_AGAIN}") from error
     if newest.step < progress.step:
         raise SaveFailed(f"the run is trained, but {saved}; {_AGAIN}")

@@ -31,10 +31,12 @@ def parse_request(record: Record) -> Request:
     try:
         value = object_of(record)
         id = json_id(value)
-        if "messages" in value:
-            return Request(CONVERSATION, id, (messages_of(value, "messages", record.where),))
-        if "responses" in value:
-            return Request(CANDIDATES, id, responses_of(value, record.where))
+        # A pair is one for training, too, whatever columns it has beside; null is a column that a record does not have.
+        if any(value.get(side) is None for side in ("chosen", "rejected")):
+            if value.get("messages") is not None:
+                return Request(CONVERSATION, id, (messages_of(value, "messages", record.where),))
+            if value.get("responses") is not None:
+                return Request(CANDIDATES, id, responses_of(value, record.where))
         sides = tuple(messages_of(value, side, record.where) for side in ("chosen", "rejected"))
         return Request(PAIR, id, sides)
     except Dropped as dropped:

@@ -77,6 +77,6 @@ def _message(role: str, content: str) -> dict[str, str]:
 def label(value: dict[str, Any], column: str) -> str:
     """The text in `column`. Raises Dropped for anything else, and for no text."""
     text = value[column]
-    if not isinstance(text, str) or not text:
+    if not isinstance(text, str) or not text or text.encode(errors="replace").decode() != text:
         raise Dropped(MALFORMED, f"{column} is {reprlib.repr(text)}, not a name")
     return text

@@ -13,7 +13,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from easyrm.errors import InputError, SaveFailed, one_line
+from easyrm.buckets import cannot_be_written
+from easyrm.errors import InputError, SaveFailed, Unavailable, one_line
 from easyrm.files import absolute
 from easyrm.training.progress import Progress
 from easyrm.training.retention import Retention
@@ -47,7 +48,10 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=retention, cleanup_tmp_directories=True, lightweight_initialize=True
         )
-        self._manager = Manager(self._directory, options=options)
+        try:
+            self._manager = Manager(self._directory, options=options)
+        except OSError as error:
+            raise cannot_be_written(f"--output_dir={self._directory.parent}", error) from error
         self._records: dict[int, dict[str, Any]] = {}
         for step in sorted(self._manager.all_steps()):
             try:
@@ -156,8 +160,8 @@ class Checkpoints:
     def restore(self, abstract: TrainState) -> tuple[TrainState, Progress] | None:
         """(state, progress) of the newest step that is whole, on whatever mesh `abstract` names; None without one.
 
-        Raises InputError where a step's arrays have other names, shapes or dtypes than `abstract`, and, with several
-        processes, where a step had to be set aside: the next start takes the one before.
+        Raises InputError where a step's arrays have other names, shapes or dtypes than `abstract`, and Unavailable
+        where one of several processes had to set a step aside: the next start takes the one before.
         """
         while newest := self.newest():
             trees = {"model": abstract.model, "optimizer": abstract.optimizer}
@@ -185,11 +189,14 @@ class Checkpoints:
         self._damaged.mkdir(exist_ok=True)
         taken = sum(1 for _ in self._damaged.glob(f"{step}*"))
         aside = self._damaged / (f"{step}-{taken + 1}" if taken else str(step))
-        with contextlib.suppress(FileNotFoundError):  # another process did it
+        try:
             (self._directory / str(step)).rename(aside)
-        message = f"the checkpoint of step {step} is damaged ({one_line(error)}); it is set aside as {aside}"
+            where = f"as {aside}"
+        except FileNotFoundError:
+            where = f"by another process, in {self._damaged}"
+        message = f"the checkpoint of step {step} is damaged ({one_line(error)}); it is set aside {where}"
         if jax.process_count() > 1:  # the others may be waiting for this process inside Orbax
-            raise InputError(f"{message}; run the same command again to resume from the one before") from error
+            raise Unavailable(f"{message}; run the same command again to resume from the one before") from error
         self._manager.reload()
         self._say(f"warning: {message}")
 

@@ -1,6 +1,7 @@
 """metrics.jsonl, the lines or the bar that a person watches, and the optional TensorBoard and Weights & Biases."""
 
 import contextlib
+import importlib.util
 import json
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from etils import epath
 from tqdm import tqdm
 
 from easyrm.config import RunConfig
+from easyrm.errors import InputError, one_line
 from easyrm.files import absolute, sha256_of, write_atomically
 from easyrm.redact import redact_tree
 from easyrm.training.progress import Progress
@@ -142,6 +144,16 @@ def open_metrics(
     return MetricsLog(directory, start=start, total=record["total_steps"], sinks=sinks)
 
 
+def check_sinks(config: RunConfig) -> None:
+    """Raise InputError where a package of a sink that `config` asks for is not installed."""
+    for asked, package, extra in (
+        ("--tensorboard=true" * config.tensorboard, "tensorboardX", "tensorboard"),
+        (config.wandb_project and f"--wandb_project={config.wandb_project}", "wandb", "wandb"),
+    ):
+        if asked and package not in sys.modules and importlib.util.find_spec(package) is None:
+            raise InputError(f"{asked} needs {package}: pip install -e '.[{extra}]'")
+
+
 def read_metrics(directory: epath.Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, in order; empty where there is none."""
     return [line for _, line in _lines(directory / "metrics.jsonl")[0]]
@@ -193,14 +205,20 @@ def _wandb_sink(project: str, directory: epath.Path, record: dict[str, Any], sta
 
     # Else wandb sends the command line, the git remote and all that is printed, and a secret may be in each.
     settings = wandb.Settings(x_disable_meta=True, disable_git=True, save_code=False, console="off")
-    run = wandb.init(
-        project=project,
-        name=directory.name,
-        id=sha256_of({"directory": str(absolute(directory))})[:16],  # two directories may have one name
-        resume="allow",
-        config=redact_tree(record["config"]),
-        settings=settings,
-    )
+    try:
+        run = wandb.init(
+            project=project,
+            name=directory.name,
+            id=sha256_of({"directory": str(absolute(directory))})[:16],  # two directories may have one name
+            resume="allow",
+            config=redact_tree(record["config"]),
+            settings=settings,
+        )
+    except Exception as error:  # no login, no such project, no network
+        raise InputError(
+            f"--wandb_project={project}: Weights & Biases does not begin ({one_line(error)}); wandb login, or set "
+            "WANDB_MODE=offline"
+        ) from error
     # wandb ignores, with a mere warning, what has a lower step than it has seen: what a resumed run writes again goes
     # behind that, as does a run that begins anew in the same place; the true `step` is the axis of every chart.
     shift = max(0, run.step - start.step - (not start.pending_eval))

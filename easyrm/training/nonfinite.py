@@ -36,7 +36,8 @@ class NonFinite:
         stops = applied or not self._skip or self._in_a_row > self._most
         self._record(step, values, pairs(), skipped=not stops)
         if stops:
-            raise NonFiniteLoss(self._message(step, values, pairs()), step, before=not applied and not self._skip)
+            message = self._message(step, values, pairs(), applied=applied)
+            raise NonFiniteLoss(message, step, before=not applied and not self._skip)
         self.skipped += 1
         return True
 
@@ -47,14 +48,15 @@ class NonFinite:
         try:
             before = self._path.read_text() if self._path.exists() else ""
             write_atomically(self._path, before + json.dumps(line) + "\n")
-        except OSError as error:
+        except Exception as error:  # a bucket's client has errors of its own
             print(
                 f"warning: {self._path} cannot be written ({error}); its line would be {json.dumps(line)}", flush=True
             )
 
-    def _message(self, step: int, values: dict[str, float], pairs: list[str]) -> str:
+    def _message(self, step: int, values: dict[str, float], pairs: list[str], *, applied: bool) -> str:
         numbers = "loss {loss}, gradient norm {grad_norm}, parameter norm {param_norm}".format(**values)
         row = f", number {self._in_a_row} such step in a row" if self._in_a_row > 1 else ""
         shown = ", ".join(pairs[:_SHOWN]) + (f" and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else "")
         allow = "raise --max_nonfinite" if self._skip else "leave such updates out with --on_nonfinite=skip"
-        return f"step {step}: {numbers}{row}; lower --optimizer.lr, look at its pairs ({shown}), or {allow}"
+        last = "" if applied else f", or {allow}"  # parameters that have overflowed cannot be left out
+        return f"step {step}: {numbers}{row}; lower --optimizer.lr, look at its pairs ({shown}){last}"

@@ -37,6 +37,8 @@ class OptimizerConfig:
 
     def validate(self) -> None:
         """Raise InputError for values that cannot train."""
+        if self.eps == 0:
+            raise InputError("--optimizer.eps=0.0: choose a number above 0; embeddings of unused tokens would be 0/0")
         for name in ("lr", "end_lr", "eps", "weight_decay", "clip_norm"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):

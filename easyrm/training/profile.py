@@ -11,7 +11,7 @@ def parse_profile_steps(text: str) -> tuple[int, int] | None:
     if not text:
         return None
     parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts) or not 1 <= int(parts[0]) <= int(parts[1]):
+    if len(parts) != 2 or not all(map(str.isdecimal, map(str.strip, parts))) or not 1 <= int(parts[0]) <= int(parts[1]):
         raise InputError(f"--profile_steps={text}: give the first and the last step, as in --profile_steps=10,13")
     return int(parts[0]), int(parts[1])
 

@@ -14,7 +14,7 @@ LEASE_SECONDS = 6 * 3600  # a reader that was killed holds its step no longer
 class Retention:
     """An Orbax preservation policy: the newest `newest`, the `best` by a metric, every `every`-th step, those in use.
 
-    Of a loss the lowest is best, of anything else the highest; of equals the later. A step is in use while a reader's
+    Of a loss the lowest is best, of anything else the highest; of equals the first. A step is in use while a reader's
     lease on it lies in `readers_of(directory)`.
     """
 
@@ -33,7 +33,7 @@ class Retention:
         kept = set(steps[-self._newest :]) | {step for step in steps if self._every and step % self._every == 0}
         sign = -1 if self._metric.endswith("loss") else 1
         scored = [step for step in steps if math.isfinite(self._metrics(step).get(self._metric, math.nan))]
-        by_score = sorted(scored, key=lambda step: (sign * self._metrics(step)[self._metric], step), reverse=True)
+        by_score = sorted(scored, key=lambda step: (-sign * self._metrics(step)[self._metric], step))
         kept |= set(by_score[: self._best]) | self._in_use()
         return [step in kept for step in steps]
 
