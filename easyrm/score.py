@@ -56,9 +56,10 @@ def score() -> None:
         if not flag.value:
             raise InputError(f"--{flag.name} is empty; --model, --input and --output are all needed")
     export = epath.Path(_MODEL.value)
-    exported = (export / "config.json").exists() and not run.is_run(run.split_checkpoint(_MODEL.value)[0])
-    if _SAVE_STATISTICS.value and (_NORMALIZE.value or not exported):
-        raise InputError("--save_statistics needs the directory of an export as --model, and no --normalize")
+    if _SAVE_STATISTICS.value:
+        exported = (export / "config.json").exists() and not run.is_run(run.split_checkpoint(_MODEL.value)[0])
+        if _NORMALIZE.value or not exported:
+            raise InputError("--save_statistics needs the directory of an export as --model, and no --normalize")
     start_distributed(_DISTRIBUTED.value)
     files = sources.resolve(_INPUT.value, say)
     if absolute(_OUTPUT.value) in [absolute(path) for path in files]:
@@ -144,6 +145,8 @@ def _version(model: epath.Path, step: int | None) -> list[str]:
     """What tells two models of one name apart: the step of a run, the digests of an export."""
     if step is not None:
         return [str(step)]
+    if str(model).startswith("hf://"):  # a look at it would be one at the hub
+        return []
     digests = model / DIGESTS
     return [hashlib.sha256(digests.read_bytes()).hexdigest()[:12]] if digests.exists() else []
 

@@ -1,7 +1,10 @@
 """Bad input: one clear line, a non-zero exit, and nothing compiled."""
 
+import importlib.util
 import json
+import math
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from runs import call, full_disk, make_pairs, make_world, run, write_lines
 
 from easyrm import flags as run_flags
 from easyrm import run as runs_of_easyrm
+from easyrm.config import read_recipe
 from easyrm.errors import InputError
 from easyrm.training.program import Program
 
@@ -48,6 +52,13 @@ def test_values(refused):
     refused("--model.remat=all", model__remat="all")
     refused("give exactly one", model__init_from="/somewhere")
     refused("--log_freq=0", log_freq=0)
+    for epochs in (math.inf, math.nan, -1.0):
+        refused(f"--num_epochs={epochs} with", num_epochs=epochs)
+    refused("--num_epochs=nan with --total_steps=3", num_epochs=math.nan, total_steps=3)
+    refused(f"--seed={2**63}: choose a number below", seed=2**63)
+    refused("--optimizer.eps=0.0: choose a number above 0", optimizer__eps=0.0)
+    refused("--model.score_std=nan", model__score_std=math.nan)
+    refused("--profile_steps=\u00b2,\u00b3: give the first", profile_steps="\u00b2,\u00b3")
     refused("less than one batch of --data.batch_size=100", data__batch_size=100)
 
 
@@ -62,9 +73,21 @@ def test_files(refused, tmp_path):
     refused("tokenizer.*no such file", tokenizer=str(tmp_path / "nothing"))
     (tmp_path / "file").write_text("")
     refused("a file is in the way", output_dir=str(tmp_path / "file"))
+    refused(r"--output_dir=.*file/run cannot be written \(.*Not a directory", output_dir=str(tmp_path / "file" / "run"))
+    (tmp_path / "recipe.toml").write_bytes(b"seed = 1 # \xff")
+    with pytest.raises(InputError, match=r"recipe.toml is not TOML: 'utf-8' codec"):
+        read_recipe(str(tmp_path / "recipe.toml"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
     refused("not the record of a run", output_dir=str(tmp_path / "other"))
+
+
+def test_sinks_that_are_not_there(refused, monkeypatch):
+    for name in ("tensorboardX", "wandb"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refused(r"--tensorboard=true needs tensorboardX: pip install -e '\.\[tensorboard\]'", tensorboard=True)
+    refused(r"--wandb_project=mine needs wandb: pip install", wandb_project="mine")
 
 
 def test_a_disk_that_is_full(refused, monkeypatch):
@@ -182,6 +205,7 @@ def test_every_flag_reaches_the_configuration():
     [
         (["--nonsense=1"], "nonsense"),
         (["--data.bach_size=1"], r"unknown flag --data.bach_size: did you mean --data.batch_size\?"),
+        (["-data.bach_size=1"], r"unknown flag --data.bach_size: did you mean --data.batch_size\?"),
         (["--data.batch_size=many"], "data.batch_size"),
         (["--data.batch_size=1.5"], "data.batch_size"),
         (["--loss.margin=maybe"], "loss.margin"),

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from runs import full_disk
 
-from easyrm.errors import InputError, SaveFailed
+from easyrm.errors import InputError, SaveFailed, Unavailable
 from easyrm.training.checkpoint import Checkpoints
 from easyrm.training.progress import Progress
 from easyrm.training.retention import LEASE_SECONDS, Retention, readers_of
-from easyrm.training.saved_step import restore_model
+from easyrm.training.saved_step import _Damaged, restore_model
 from easyrm.training.step import TrainState
 
 
@@ -227,11 +227,26 @@ def test_strict_saves(tmp_path):
             checkpoints.settle()
 
 
+def test_of_several_processes_none_goes_on_beside_a_damaged_step_and_all_may_come_back(tmp_path, monkeypatch):
+    saved(tmp_path, [1, 2], newest=9)
+    damage = _Damaged("its record does not match its checksum")
+    with opened(tmp_path) as checkpoints, monkeypatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: 2)
+        for where in ("as .*damaged/2", "by another process, in .*damaged"):
+            with pytest.raises(
+                Unavailable, match=rf"step 2 is damaged .*set aside {where}; run the same command again"
+            ):
+                checkpoints._set_aside(2, damage)
+    assert steps_in(tmp_path) == [1]
+
+
 def test_retention(tmp_path):
     scores = {1: math.nan, 2: 0.5, 3: 0.9, 4: math.nan, 5: 0.9, 6: 0.1}
     metrics = {step: {"eval/accuracy": score, "eval/loss": score} for step, score in scores.items()}
     saved(tmp_path / "accuracy", range(1, 9), metrics, newest=2, best=2, every=4)
     assert steps_in(tmp_path / "accuracy") == [3, 4, 5, 7, 8]
+    saved(tmp_path / "first", range(1, 9), metrics, newest=1, best=1)
+    assert steps_in(tmp_path / "first") == [3, 8]  # of equals the one that a run calls its best
     saved(tmp_path / "loss", range(1, 9), metrics, newest=1, best=1, metric="eval/loss")
     assert steps_in(tmp_path / "loss") == [6, 8]
     # The figures are read back: a resumed run knows the best of the run before it.

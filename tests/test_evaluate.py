@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from runs import call, lines_of, make_pairs, make_world, run, run_config, write_lines
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from easyrm.errors import InputError
+from easyrm.errors import InputError, Resumable
+from easyrm.evaluator import Evaluator
 from easyrm.train_rm import train
-from easyrm.training.progress import START
+from easyrm.training.progress import START, Progress
 
 SUBSETS = ("easy", "hard", "hard")
 
@@ -189,6 +191,21 @@ def test_patience_ends_a_run_and_a_restart_leaves_it_ended(tmp_path, capsys):
     assert len([line for line in longer if "eval/loss" in line]) >= best + 5
 
 
+def test_the_best_of_another_figure_does_not_count():
+    progress = Progress()
+    for step, accuracy in enumerate([0.9, 0.8, 0.7], 1):
+        progress = progress.after(step, 4).evaluated(
+            {"eval/accuracy": accuracy, "eval/loss": 1 / step}, "eval/accuracy"
+        )
+    assert progress.told_by("eval/accuracy") == progress and progress.stale == 2
+    other = progress.told_by("eval/loss")
+    assert (other.best, other.best_step, other.stale, other.step) == (None, 0, 0, 3)
+    other = other.after(4, 4).evaluated({"eval/accuracy": 0.6, "eval/loss": 5.0}, "eval/loss")
+    assert (other.best, other.best_step, other.stale) == (5.0, 4, 0)
+    before = Progress(best=0.9, best_step=1, stale=2)  # of a version that did not note the name
+    assert before.told_by("eval/loss") == before
+
+
 def test_best_and_stale_steps():
     progress, seen = START, []
     for step, value in enumerate([0.5, 0.7, 0.7, float("nan"), 0.8, 0.1], 1):
@@ -222,3 +239,56 @@ def test_refusals(trained, tmp_path):
     ):
         with pytest.raises(InputError, match=match):
             train(run_config({**settings, **more}))
+
+
+def test_an_evaluation_that_cannot_be_kept_or_decide_is_said_and_training_goes_on(tmp_path, monkeypatch, capsys):
+    """A bucket's client has errors of its own; and a suite may lack what its figure is made of."""
+
+    class HttpError(Exception):
+        pass
+
+    def fails(*_):
+        raise HttpError("503")
+
+    rows = [
+        {"prompt": f"why {i}", "chosen": "ant", "rejected": "bee", "subset": "xstest-should-refuse"} for i in range(3)
+    ]
+    suite = write_lines(tmp_path / "rb.jsonl", rows)
+    settings = {**make_world(tmp_path), "eval_freq": 1, "total_steps": 2, "output_dir": str(tmp_path / "run")}
+    settings |= {"eval.suites": f"rewardbench:{suite}", "keep_best": 1, "best_metric": "eval/rewardbench/score"}
+    monkeypatch.setattr("easyrm.evaluator.write_evaluation", fails)
+    assert [line["step"] for line in run(settings) if "loss" in line] == [1, 2]
+    said = capsys.readouterr().out
+    assert "warning: the evaluations of step 1 are not written (503); their figures are logged" in said
+    assert "warning: no eval/rewardbench/score at step 1" in said
+
+
+def test_a_pending_evaluation_for_which_there_are_no_pairs_any_more(tmp_path, monkeypatch):
+    settings = {**make_world(tmp_path), "data.eval": str(held_out(tmp_path)), "output_dir": str(tmp_path / "run")}
+    settings |= {"eval_freq": 2, "total_steps": 4, "save_freq": 1}
+    whole = Evaluator.__call__
+
+    def cut_short(self, rewards_of, step, stop):
+        signal.raise_signal(signal.SIGTERM)
+        return whole(self, rewards_of, step, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "__call__", cut_short)
+        with pytest.raises(Resumable):
+            run(settings)
+    lines = run({**settings, "data.eval": ""})
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and all("loss" in line for line in lines)
+
+
+def test_what_evaluate_writes_is_not_taken_for_the_run_s_own(trained, tmp_path):
+    """eval is the name of --data.eval."""
+    own = (trained / "evaluations" / "4" / "eval.json").read_bytes()
+    path = held_out(tmp_path).rename(tmp_path / "eval.jsonl")
+    result = call("evaluate", {"model": trained, "data": path, "dtype": "fp32"})
+    assert result.returncode == 0, result.stderr
+    assert (trained / "evaluations" / "4" / "eval.json").read_bytes() == own and "eval-2: " in result.stdout
+    (tmp_path / "file").write_text("")
+    for command, flags in (("evaluate", {"model": trained, "data": path}), ("convert", {"checkpoint": trained})):
+        result = call(command, {**flags, "output": tmp_path / "file" / "out"})
+        assert result.returncode == 2 and "cannot be written (" in result.stderr, result.stderr
+        assert result.stderr.count("\n") == 1

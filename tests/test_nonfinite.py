@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from etils import epath
 from runs import lines_of, make_pairs, make_world, run, write_lines
 
 from easyrm.errors import NonFiniteLoss
 from easyrm.training.checkpoint import Checkpoints
+from easyrm.training.nonfinite import NonFinite
 from easyrm.training.retention import Retention
 
 EXACT = ("loss", "grad_norm", "param_norm", "learning_rate")
@@ -64,6 +66,16 @@ def test_skip_leaves_one_update_out_and_counts_it(world, tmp_path, capsys):
     sane = run({**settings, "output_dir": str(tmp_path / "sane")})
     assert exact(lines[:4]) == exact(sane[:4])
     assert [line["learning_rate"] for line in lines[5:]] == [line["learning_rate"] for line in sane[5:]]
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_what_cannot_be_left_out_is_not_advised(tmp_path, skip):
+    """Parameters that have overflowed are lost; a loss that is not finite never reached them."""
+    nonfinite, values = NonFinite(epath.Path(tmp_path), skip=skip, most=0), {"loss": 1.0, "grad_norm": 1.0}
+    with pytest.raises(NonFiniteLoss, match=r"look at its pairs \(a:1\)$"):
+        nonfinite.met(1, {**values, "param_norm": float("inf")}, lambda: ["a:1"])
+    with pytest.raises(NonFiniteLoss, match="--max_nonfinite" if skip else "--on_nonfinite=skip"):
+        nonfinite.met(2, {**values, "loss": float("nan"), "param_norm": 1.0}, lambda: ["a:1"])
 
 
 def test_too_many_in_a_row_stop(world, tmp_path):

@@ -201,7 +201,7 @@ def test_finished_run_has_nothing_left_to_do(world, tmp_path, capsys):
     assert run({**settings, "export": True}) == first  # an export that is there is left alone
     assert "stays as it is\n" in capsys.readouterr().out
     run({**settings, "export": True, "total_steps": 3, "allow_config_change": True})
-    assert "stays as it is: not step 3; remove it for that" in capsys.readouterr().out
+    assert "stays as it is: not step 3 in bf16; remove it for that" in capsys.readouterr().out
 
 
 def test_a_relative_output_dir(world, tmp_path, monkeypatch):

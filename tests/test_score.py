@@ -51,6 +51,38 @@ def test_pairs_conversations_and_what_cannot_be_scored(trained, tmp_path):
     np.testing.assert_allclose([x["chosen"] for x in one_by_one], [x["chosen"] for x in out[:9]], atol=1e-5)
 
 
+def test_a_pair_is_one_whatever_columns_it_has_beside(trained, tmp_path):
+    """As train_rm takes it; null is what a column of a mixed file holds where a record has nothing there."""
+    (pair, other) = make_pairs(2, seed=5)
+    whole = {"messages": other["chosen"], "responses": ["a", "b"], "prompt": "c"}
+    empty = {"messages": None, "responses": None, "prompt": None}
+    alone = {"messages": other["chosen"], "chosen": None, "rejected": None, "responses": None}
+    out, _ = scores(tmp_path, trained, [pair, {**pair, **whole}, {**pair, **empty}, alone, empty])
+    values = [[line["chosen"], line["rejected"]] for line in out[:3]]
+    np.testing.assert_allclose(values, [values[0]] * 3, atol=1e-5)
+    assert list(out[3]) == ["reward"] and "chosen is missing" in out[4]["error"]
+
+
+def test_what_would_be_spoilt_is_left_alone(trained, tmp_path):
+    path = write_lines(tmp_path / "in.jsonl", make_pairs(2))
+    before, record = path.read_bytes(), (trained / "config.json").read_bytes()
+    for settings, why in (
+        ({"model": trained, "output": path}, "is the input itself; name another file"),
+        ({"model": trained, "output": tmp_path / "o", "save_statistics": "true"}, "needs the directory of an export"),
+    ):
+        result = call("score", {"input": path, "dtype": "fp32", **settings})
+        assert result.returncode == 2 and why in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    assert path.read_bytes() == before and (trained / "config.json").read_bytes() == record
+
+
+def test_the_model_of_a_command_is_told_by_what_it_holds(tmp_path):
+    (tmp_path / "digests.json").write_text("{}")
+    first = command._version(epath.Path(tmp_path), None)
+    (tmp_path / "digests.json").write_text("{ }")
+    assert first != command._version(epath.Path(tmp_path), None) and command._version(epath.Path(tmp_path), 7) == ["7"]
+    assert command._version(epath.Path("hf://org/name"), None) == []
+
+
 def test_checkpoint_and_export_give_the_same_rewards(trained, tmp_path):
     pairs = make_pairs(6, seed=4)
     result = call("convert", {"checkpoint": trained, "output": tmp_path / "hf", "dtype": "fp32"})

@@ -12,6 +12,7 @@ from etils import epath
 from runs import lines_of
 
 from easyrm.config import RunConfig
+from easyrm.errors import InputError
 from easyrm.training.metrics import open_metrics
 from easyrm.training.progress import START, Progress
 
@@ -91,6 +92,13 @@ def test_wandb_loses_no_line(tmp_path, monkeypatch, start):
     assert found == pytest.approx(values_of(run))
     metrics = [record.metric for record in records if record.WhichOneof("record_type") == "metric"]
     assert any(metric.glob_name == "*" and metric.step_metric == "step" for metric in metrics)
+
+
+def test_wandb_that_does_not_begin_is_one_line(tmp_path, monkeypatch):
+    wandb = SimpleNamespace(Settings=dict, init=Mock(side_effect=ValueError("No API key configured.\nlong")))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with pytest.raises(InputError, match=r"--wandb_project=p: .* \(No API key configured\.\); wandb login, or set"):
+        open_metrics(RunConfig(wandb_project="p"), epath.Path(tmp_path), RECORD, START)
 
 
 def test_two_directories_of_one_name_are_two_runs_to_wandb(tmp_path, monkeypatch):
