@@ -146,6 +146,13 @@ class RunConfig:
         """Raise InputError for what no run can be made of; touches no device and reads no data."""
         if not self.output_dir:
             raise InputError("--output_dir is empty: name a directory (local or gs://) for the run's files")
+        self.validate_values()
+        if not self.data.train:
+            raise InputError("--data.train is empty: name a file, a glob, a directory, gs://... or hf://dataset")
+        self.model.validate()
+
+    def validate_values(self) -> None:
+        """Raise InputError for a value that no run can have, whatever else is given."""
         for name in ("dtype", "export_dtype"):
             if getattr(self, name) not in ("bf16", "fp32"):
                 raise InputError(f"--{name}={getattr(self, name)}: choose bf16 or fp32")
@@ -181,9 +188,7 @@ class RunConfig:
                 "give the steps between evaluations"
             )
         parse_profile_steps(self.profile_steps)
-        if not self.data.train:
-            raise InputError("--data.train is empty: name a file, a glob, a directory, gs://... or hf://dataset")
-        for group in (self.model, self.data, self.eval, self.optimizer, self.loss):
+        for group in (self.data, self.eval, self.optimizer, self.loss):
             group.validate()
 
     def to_dict(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "RUN_DIR, or RUN_DIR/checkpo
 _OUTPUT = flags.DEFINE_string("output", "", "the Hugging Face directory to write; must not exist")
 _DTYPE = flags.DEFINE_enum("dtype", "bf16", ["bf16", "fp32"], "of the written weights")
 _MESH_DIM = flags.DEFINE_string("mesh_dim", "1,-1,1", "dp,fsdp,mp, as in train_rm")
-_DISTRIBUTED = flags.DEFINE_string("distributed", "auto", "auto, true or false, as in train_rm")
+_DISTRIBUTED = flags.DEFINE_enum("distributed", "auto", ["auto", "true", "false"], "as in train_rm")
 
 
 def convert() -> None:

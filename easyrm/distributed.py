@@ -110,11 +110,14 @@ def report(error: BaseException) -> int:
     if isinstance(error, TOLD):
         print(redact(f"easyrm: {peers.prefix()}{error}"), file=sys.stderr)
         return getattr(error, "STATUS", 2)
+    if isinstance(error, KeyboardInterrupt):
+        print(f"easyrm: {peers.prefix()}interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     print(f"easyrm: {peers.prefix()}failed", file=sys.stderr)
     print(redact("".join(traceback.format_exception(error))), file=sys.stderr, end="")
-    return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    return 1
 
 
 def who_is_who(environment: dict[str, str]) -> tuple[str, int, int] | None:

@@ -23,7 +23,7 @@ _OUTPUT = flags.DEFINE_string(
 )
 _DTYPE = flags.DEFINE_enum("dtype", "bf16", ["bf16", "fp32"], "of the matmuls")
 _MESH_DIM = flags.DEFINE_string("mesh_dim", "1,-1,1", "dp,fsdp,mp, as in train_rm")
-_DISTRIBUTED = flags.DEFINE_string("distributed", "auto", "auto, true or false, as in train_rm")
+_DISTRIBUTED = flags.DEFINE_enum("distributed", "auto", ["auto", "true", "false"], "as in train_rm")
 _BATCH_TOKENS = flags.DEFINE_integer("batch_tokens", BATCH_TOKENS, "tokens computed at once", lower_bound=128)
 _MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "tokens a conversation; 0: as the model was trained", lower_bound=0)
 
@@ -55,7 +55,10 @@ def evaluate() -> None:
         found = judge(questions, scorer, _DTYPE.value)
         say("\n" + table(found))
         if output is not None and jax.process_index() == 0:
-            write_evaluation(output, *found)
+            try:
+                write_evaluation(output, *found)
+            except OSError as error:
+                raise cannot_be_written(f"--output={output}", error) from error
     if output is not None:
         say(f"\nkept in {output}")
 
@@ -64,13 +67,13 @@ def table(found: Evaluation) -> str:
     """The figures, then the subsets with their 95 % intervals, in per cent; margins are differences of rewards."""
     report = found.report
     lines = [f"{report['name']}: {report['scored']} of {report['read']} records of {report['source']}"]
-    lines += [f"  {name:<28}{_text(name, value):>10}" for name, value in report["figures"].items()]
+    lines += [f"  {name:<27}{_text(name, value):>10}" for name, value in report["figures"].items()]
     if report["subsets"]:
-        lines.append(f"  {'subset':<28}{'accuracy':>10}   {'95 % interval':<16}{'of':>6}{'ties':>6}{'margin':>10}")
+        lines.append(f"  {'subset':<27}{'accuracy':>10}   {'95 % interval':<16}{'of':>6}{'ties':>6}{'margin':>10}")
     for name, about in report["subsets"].items():
         low, high = about["interval"]
         lines.append(
-            f"  {name:<28}{about['accuracy']:>10.1%}   {f'{low:.1%} to {high:.1%}':<16}{about['count']:>6}"
+            f"  {name:<27}{about['accuracy']:>10.1%}   {f'{low:.1%} to {high:.1%}':<16}{about['count']:>6}"
             f"{about['ties']:>6}{about['margin']:>+10.3f}"
         )
     tokens = ", ".join(f"{name} {report[name]}" for name in ("tokens_computed", "tokens_unique", "tokens"))

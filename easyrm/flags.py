@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from easyrm.config import RunConfig, apply_recipe, read_recipe
 from easyrm.distributed import report, together
-from easyrm.errors import TOLD, InputError, Resumable
+from easyrm.errors import TOLD, InputError
 from easyrm.redact import redact
 
 _DEFINE = {
@@ -87,8 +87,8 @@ def run_command(
                 main()
             for number in (signal.SIGINT, signal.SIGTERM):  # all is done: too late to stop anything
                 signal.signal(number, signal.SIG_IGN)
-        except TOLD as error:
-            _exit(report(error), at_once=isinstance(error, Resumable) and error.at_once)
+        except (*TOLD, KeyboardInterrupt) as error:
+            _exit(report(error), at_once=isinstance(error, KeyboardInterrupt) or getattr(error, "at_once", False))
 
     app.run(call, flags_parser=parse)
 
@@ -99,8 +99,10 @@ def _check_group_flags(argv: Sequence[str]) -> None:
     for argument in argv[1:]:
         name = argument.lstrip("-").split("=", 1)[0]
         group, _, field = name.partition(".")
-        if argument.startswith("-") and field and dataclasses.is_dataclass(groups.get(group)):
+        if argument.startswith("-") and dataclasses.is_dataclass(groups.get(group)):
             known = [known.name for known in dataclasses.fields(groups[group])]
+            if not field:
+                raise InputError(f"--{group} is a group of flags: {', '.join(f'--{group}.{name}' for name in known)}")
             if field not in known:
                 close = difflib.get_close_matches(field, known, n=1)
                 hint = f"did you mean --{group}.{close[0]}?" if close else f"--{group} has {', '.join(known)}"

@@ -76,8 +76,7 @@ def requested(config: RunConfig, values: flags.FlagValues) -> Request:
         config.model.init_from = ""
     if config.model.config or config.model.init_from:
         config.model.validate()
-    for group in (config.data, config.optimizer, config.loss):
-        group.validate()
+    config.validate_values()
     return request
 
 
@@ -113,7 +112,10 @@ def plan_one(config: RunConfig, llama: LlamaConfig, tpu: Slice, request: Request
     dp, fsdp, _ = parse_mesh_dim(config.mesh_dim, tpu.chips)
     demand = demand_of(config, llama, request, dp * fsdp)
     work = work_on(demand, config, dp * fsdp, config.data.micro_batches)
-    price = prices_of(request.price).get(tpu.generation)
+    prices = prices_of(request.price)
+    if prices and tpu.generation not in prices:
+        raise InputError(f"--price={request.price}: it has no price of {tpu.generation}, which --topology names")
+    price = prices.get(tpu.generation)
     plan = compile_plan(config, llama, tpu, demand, work, steps=steps_of(config, demand), price=price)
     return plan, fewer_idle(llama, tpu.chips, demand, config) if work.idle else ""
 
@@ -124,6 +126,8 @@ def plan_search(
     """Rank every way to run the recipe by arithmetic, compile the best until `best` fit, and say so in a table."""
     prices = prices_of(request.price)
     slices = [tpu for tpu in slices if not prices or tpu.generation in prices]
+    if not slices:
+        raise InputError(f"--price={request.price}: it has no price of any slice that is looked at")
     # Row counts follow the mesh: real pairs are laid out for one group of devices, and filled up for more.
     demand = demand_of(config, llama, request, 1)
     if demand.fixed and not request.rows:

@@ -14,6 +14,7 @@ from absl import flags
 from etils import epath
 
 from easyrm import run
+from easyrm.buckets import cannot_be_written
 from easyrm.data import sources
 from easyrm.data.readers import Record
 from easyrm.data.stream import prefetch
@@ -32,7 +33,7 @@ _INPUT = flags.DEFINE_string("input", "", "pairs (chosen, rejected), conversatio
 _OUTPUT = flags.DEFINE_string("output", "", "JSON Lines to write, one line for each line of the input, in order")
 _DTYPE = flags.DEFINE_enum("dtype", "bf16", ["bf16", "fp32"], "of the matmuls")
 _MESH_DIM = flags.DEFINE_string("mesh_dim", "1,-1,1", "dp,fsdp,mp, as in train_rm")
-_DISTRIBUTED = flags.DEFINE_string("distributed", "auto", "auto, true or false, as in train_rm")
+_DISTRIBUTED = flags.DEFINE_enum("distributed", "auto", ["auto", "true", "false"], "as in train_rm")
 _BATCH_TOKENS = flags.DEFINE_integer("batch_tokens", BATCH_TOKENS, "tokens computed at once", lower_bound=128)
 _MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "tokens a conversation; 0: as the model was trained", lower_bound=0)
 _NORMALIZE = flags.DEFINE_bool("normalize", False, "(reward - reward_mean) / reward_std, as the export's config says")
@@ -89,7 +90,10 @@ def score() -> None:
     say(", ".join(f"{name} {scorer.counts[name]}" for name in ("tokens_computed", "tokens_unique", "distinct")))
     if _SAVE_STATISTICS.value and jax.process_index() == 0:
         found = statistics_of(epath.Path(_OUTPUT.value))
-        save_statistics(export, found, _INPUT.value)
+        try:
+            save_statistics(export, found, _INPUT.value)
+        except OSError as error:
+            raise cannot_be_written(f"--model={export}", error) from error
         say(f"kept reward_mean {found.mean:.6g} and reward_std {found.std:.6g} in {export / 'config.json'}")
 
 

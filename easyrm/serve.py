@@ -29,6 +29,8 @@ def serve() -> None:
     """Answer POST /score and GET /health until SIGTERM. Raises InputError for what is not there."""
     if not _MODEL.value:
         raise InputError("--model is empty; give a reward model's directory, its hub name or a run's directory")
+    if not _HOST.value:
+        raise InputError("--host is empty, which would be every address; give one, or 0.0.0.0 for all")
     try:
         from easyrm.serving.app import Limits
         from easyrm.serving.server import run_server

@@ -16,6 +16,7 @@ from easyrm.data.stream import prefetch
 from easyrm.data.tokenizer import load_tokenizer
 from easyrm.distributed import say, start_distributed
 from easyrm.errors import TOLD, NonFiniteLoss, Resumable, SaveFailed
+from easyrm.evaluation_files import HELD_OUT
 from easyrm.evaluator import Evaluator
 from easyrm.export import export_run
 from easyrm.file_digests import recorded_parameters
@@ -25,6 +26,7 @@ from easyrm.hf.source import ModelSource
 from easyrm.planning.search import idle_devices
 from easyrm.planning.workload import demand_of_inputs
 from easyrm.sharding import check_heads, make_mesh, row_groups
+from easyrm.suites.registry import parse_suites
 from easyrm.training.checkpoint import Checkpoints
 from easyrm.training.inputs import Inputs
 from easyrm.training.interrupt import Interrupt
@@ -93,6 +95,9 @@ def prepare(config: RunConfig) -> Job:
     check_heads(mesh, source.config.num_attention_heads, source.config.num_key_value_heads)
     tokenizer = load_tokenizer(config.tokenizer or config.model.init_from, config.data.pad_token)
     say(f"pad token {tokenizer.pad} (id {tokenizer.pad_id}): {tokenizer.pad_reason}")
+    parse_suites(config.eval.suites, taken=(HELD_OUT,))  # a wrong name is told before all data are read
+    if config.eval_freq and not (config.data.eval or config.eval.suites):
+        say(f"note: --eval_freq={config.eval_freq} without --data.eval or --eval.suites: nothing is evaluated")
     retention = Retention(
         config.keep_checkpoints, best=config.keep_best, metric=config.best_metric, every=config.keep_every
     )

@@ -69,6 +69,10 @@ def test_mesh(refused):
 
 def test_files(refused, tmp_path):
     refused("no such file", data__train=str(tmp_path / "nothing.jsonl"))
+    run_of = tmp_path / "run of easyrm"
+    run_of.mkdir()
+    (run_of / "config.json").write_text('{"total_steps": 1, "tokenizer_files": {}}')
+    refused("a run of easyrm, not a model; give its export", model__init_from=str(run_of), model__config="")
     refused("no such file", model__config=str(tmp_path / "config.json"))
     refused("tokenizer.*no such file", tokenizer=str(tmp_path / "nothing"))
     (tmp_path / "file").write_text("")
@@ -88,6 +92,12 @@ def test_sinks_that_are_not_there(refused, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     refused(r"--tensorboard=true needs tensorboardX: pip install -e '\.\[tensorboard\]'", tensorboard=True)
     refused(r"--wandb_project=mine needs wandb: pip install", wandb_project="mine")
+
+
+def test_a_wrong_name_is_told_before_all_data_are_read(refused, monkeypatch):
+    monkeypatch.setattr("easyrm.training.inputs._read", lambda *_: 1 / 0)
+    refused("rewardbnch: neither a suite", eval__suites="rewardbnch")
+    refused("nothing.jsonl: no such file", data__eval="nothing.jsonl")
 
 
 def test_a_disk_that_is_full(refused, monkeypatch):
@@ -205,6 +215,7 @@ def test_every_flag_reaches_the_configuration():
     [
         (["--nonsense=1"], "nonsense"),
         (["--data.bach_size=1"], r"unknown flag --data.bach_size: did you mean --data.batch_size\?"),
+        (["--model=org/name"], r"--model is a group of flags: --model.init_from, --model.config, "),
         (["-data.bach_size=1"], r"unknown flag --data.bach_size: did you mean --data.batch_size\?"),
         (["--data.batch_size=many"], "data.batch_size"),
         (["--data.batch_size=1.5"], "data.batch_size"),

@@ -21,6 +21,14 @@ def record(value, error=None):
 GOOD = {"chosen": talk("yes"), "rejected": talk("no")}
 
 
+def test_a_prompt_that_stands_beside_bare_answers_is_not_lost():
+    """TRL's form with an explicit prompt: answers alone would be trained on, and nobody would know."""
+    bare = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    with pytest.raises(Dropped, match="malformed: its prompt stands beside chosen and rejected; put it in front"):
+        parse_pair(record({**bare, "prompt": [{"role": "user", "content": "Why?"}]}))
+    assert parse_pair(record(bare)) and parse_pair(record({**bare, "prompt": None}))
+
+
 def test_a_good_pair():
     pair = parse_pair(record({**GOOD, "margin": 2, "id": "x", "subset": "s", "prompt": "ignored"}))
     assert pair[:5] == (GOOD["chosen"], GOOD["rejected"], 2.0, "x", "some.jsonl:7")

@@ -26,6 +26,15 @@ from easyrm.training.program import abstract_model, bytes_per_device
 from easyrm.training.remat import memory_bytes, state_bytes
 
 
+def test_a_price_that_no_slice_has_is_refused():
+    request = Request(topology="v5e:4x4", price="v4=2", rows=0, row_length=0, pair_tokens=0, pairs=0, best=1)
+    tpu, llama = parse_topology("v5e:4x4"), SIZES["llama3.1-8b"]
+    with pytest.raises(InputError, match="--price=v4=2: it has no price of v5e"):
+        plan.plan_one(config_of(), llama, tpu, request)
+    with pytest.raises(InputError, match="--price=v4=2: it has no price of any slice"):
+        plan.plan_search(config_of(), llama, [tpu], request, print)
+
+
 def test_roofline():
     chip = TPUS["v5e"]
     found = roofline(chip, flops=197e12, hbm_bytes=2 * 819e9, sent_bytes=100e9)
@@ -61,6 +70,9 @@ def test_without_libtpu_it_says_how_to_install_it(monkeypatch):
         ({"recipe": "llama3.1-tulu2-8b-uf", "topology": "v9:2x2"}, "--topology=v9:2x2"),
         ({"topology": "v5p:2x2x1"}, "--model.config"),
         ({"recipe": "llama3.1-tulu2-8b-uf", "topology": "v5e:4x4", "row_length": 1024}, "--rows"),
+        ({"recipe": "llama3.1-tulu2-8b-uf", "topology": "v5e:4x4", "total_steps": -1}, "--total_steps=-1"),
+        ({"recipe": "llama3.1-tulu2-8b-uf", "topology": "v5e:4x4", "num_epochs": -3}, "--num_epochs=-3"),
+        ({"recipe": "llama3.1-tulu2-8b-uf", "topology": "v5e:4x4", "dtype": "fp16"}, "--dtype=fp16"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(flags, named):

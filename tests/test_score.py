@@ -2,6 +2,8 @@
 
 import json
 import statistics
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -73,6 +75,19 @@ def test_what_would_be_spoilt_is_left_alone(trained, tmp_path):
         result = call("score", {"input": path, "dtype": "fp32", **settings})
         assert result.returncode == 2 and why in result.stderr and result.stderr.count("\n") == 1, result.stderr
     assert path.read_bytes() == before and (trained / "config.json").read_bytes() == record
+
+
+def test_ctrl_c_is_one_line_and_the_command_goes_on(trained, tmp_path):
+    path = write_lines(tmp_path / "in.jsonl", make_pairs(2))
+    settings = {"model": trained, "input": path, "output": tmp_path / "o", "dtype": "fp32"}
+    interrupt = "import easyrm.score as s\ns.write_scores = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)\n"
+    flags_of = [f"--{name}={value}" for name, value in settings.items()]
+    program = [sys.executable, "-c", f"{interrupt}s.run_command(s.score)", *flags_of]
+    result = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    assert (result.returncode, result.stderr) == (130, "easyrm: interrupted\n")
+    assert call("score", settings).returncode == 0
+    result = call("score", {**settings, "distributed": "True"})
+    assert result.returncode == 2 and "--distributed=True" in result.stderr
 
 
 def test_the_model_of_a_command_is_told_by_what_it_holds(tmp_path):

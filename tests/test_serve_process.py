@@ -192,6 +192,7 @@ def test_what_cannot_be_served_is_one_line(exported, tmp_path):
         absent = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
         for settings, environment, match in (
             ({"model": ""}, {}, "--model is empty"),
+            ({"model": exported, "host": ""}, {}, "--host is empty"),
             ({"model": exported, "port": port}, {}, f"--port={port}: cannot listen (Address already in use); choose"),
             ({"model": exported, "host": "no.such.host.invalid"}, {}, "--host=no.such.host.invalid"),
             ({"model": tmp_path / "nothing", "port": 0}, {}, "no such model"),

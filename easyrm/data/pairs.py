@@ -49,6 +49,8 @@ def parse_pair(record: Record) -> Pair:
     """The pair in `record`. Raises Dropped (malformed, empty, not_ending_in_assistant) or InputError (unknown role)."""
     value = object_of(record)
     chosen, rejected = (messages_of(value, side, record.where) for side in ("chosen", "rejected"))
+    if value.get("prompt") is not None and chosen[0]["role"] == rejected[0]["role"] == "assistant":
+        raise Dropped(MALFORMED, "its prompt stands beside chosen and rejected; put it in front of both")
     margin = _number(value, "margin", -_LARGEST_MARGIN, _LARGEST_MARGIN, "a finite number of 32 bits")
     probability = _number(value, "probability", 0, 1, "a number in [0, 1]")
     return Pair(chosen, rejected, margin, value.get("id"), record.where, probability)

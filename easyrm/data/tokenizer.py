@@ -21,6 +21,7 @@ from easyrm.strict_json import read_object
 
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "digests.json")
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<unk>", "<|reserved_special_token_0|>")
+_CHOOSES_PAD = "--data.pad_token=... of train_rm, or pad_token in its tokenizer_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +93,13 @@ def _with_specials(source: str, model, special: dict[str, str], size: int, pad_t
     if pad == eos:
         raise InputError(
             f"tokenizer {source}: the pad token {pad} ({reason}) is also EOS, where the reward is read; "
-            "choose another with --data.pad_token=..."
+            f"choose another with {_CHOOSES_PAD}"
         )
     names = {"bos": special.get("bos_token", ""), "eos": eos, "pad": pad, "unk": special.get("unk_token", "")}
     ids = {name: model.token_to_id(token) if token else None for name, token in names.items()}
     for name, token in names.items():
         if token and ids[name] is None:
-            way_out = "choose one with --data.pad_token=..." if name == "pad" else "mend tokenizer_config.json"
+            way_out = f"choose one with {_CHOOSES_PAD}" if name == "pad" else "mend tokenizer_config.json"
             raise InputError(f"tokenizer {source}: the {name} token {token!r} is not in its vocabulary; {way_out}")
     for token in filter(None, names.values()):
         _mark(model, token)
@@ -116,7 +117,7 @@ def _choose_pad(source: str, model, configured: str, override: str) -> tuple[str
             return token, f"the first of {', '.join(_PAD_TOKENS)} in the vocabulary"
     raise InputError(
         f"tokenizer {source}: it has no pad token, and none of {', '.join(_PAD_TOKENS)}; "
-        "choose a token other than EOS with --data.pad_token=..."
+        f"choose a token other than EOS with {_CHOOSES_PAD}"
     )
 
 

@@ -104,6 +104,8 @@ def _is_positive(value: Any) -> bool:
 
 def _refuse_foreign(raw: dict[str, Any], where: str) -> None:
     """InputError unless the raw config is that of a plain Llama, causal or with one label."""
+    if {"total_steps", "tokenizer_files"} <= raw.keys():
+        raise InputError(f"{where}: a run of easyrm, not a model; give its export, or make one with easyrm.convert")
     if raw.get("model_type") != "llama":
         raise InputError(f"{where}: model_type={raw.get('model_type')!r} is not supported; give a model of type llama")
     architectures = _value(raw, "architectures", [], lambda value: isinstance(value, list), where)

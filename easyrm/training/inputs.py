@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from easyrm.config import RunConfig
+from easyrm.data import sources
 from easyrm.data.batches import Batches
 from easyrm.data.store import PairStore, build_store
 from easyrm.data.stream import PairStream
@@ -40,6 +41,8 @@ class Inputs:
         """
         self._config, self._batch_size = config, config.data.batch_size
         layout = {"row_groups": row_groups, "pad_id": tokenizer.pad_id}
+        if config.data.eval:
+            sources.resolve(config.data.eval, say)  # a wrong name is told before all pairs are read
         pairs = _read(config.data.train, "--data.train", config, tokenizer, llama, say)
         self.steps = _count_steps(config, len(pairs), start)
         _say_steps(config, len(pairs), start.after(self.steps, self._batch_size), say)

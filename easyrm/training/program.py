@@ -135,8 +135,11 @@ class Program:
             return self.trace(batches.empty(shape)).lower().compile()
 
         began = time.monotonic()
-        with ThreadPoolExecutor() as pool:
+        pool = ThreadPoolExecutor()
+        try:
             self._compiled = dict(zip(batches.shapes, pool.map(compile_one, batches.shapes), strict=True))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # a stop does not wait for programs that nobody will run
         say(f"compiled {len(batches.shapes)} shapes in {time.monotonic() - began:.1f} s; MiB per device:")
         policies = {}
         for shape in batches.shapes:
