@@ -59,10 +59,12 @@ def test_a_pair_is_one_whatever_columns_it_has_beside(trained, tmp_path):
     whole = {"messages": other["chosen"], "responses": ["a", "b"], "prompt": "c"}
     empty = {"messages": None, "responses": None, "prompt": None}
     alone = {"messages": other["chosen"], "chosen": None, "rejected": None, "responses": None}
-    out, _ = scores(tmp_path, trained, [pair, {**pair, **whole}, {**pair, **empty}, alone, empty])
+    bare = {"prompt": "c", "chosen": pair["chosen"][-1:], "rejected": pair["rejected"][-1:]}
+    out, _ = scores(tmp_path, trained, [pair, {**pair, **whole}, {**pair, **empty}, alone, empty, bare])
     values = [[line["chosen"], line["rejected"]] for line in out[:3]]
     np.testing.assert_allclose(values, [values[0]] * 3, atol=1e-5)
     assert list(out[3]) == ["reward"] and "chosen is missing" in out[4]["error"]
+    assert "its prompt stands beside chosen and rejected" in out[5]["error"]
 
 
 def test_what_would_be_spoilt_is_left_alone(trained, tmp_path):

@@ -48,12 +48,18 @@ class Dropped(Exception):
 def parse_pair(record: Record) -> Pair:
     """The pair in `record`. Raises Dropped (malformed, empty, not_ending_in_assistant) or InputError (unknown role)."""
     value = object_of(record)
-    chosen, rejected = (messages_of(value, side, record.where) for side in ("chosen", "rejected"))
-    if value.get("prompt") is not None and chosen[0]["role"] == rejected[0]["role"] == "assistant":
-        raise Dropped(MALFORMED, "its prompt stands beside chosen and rejected; put it in front of both")
+    chosen, rejected = sides_of(value, record.where)
     margin = _number(value, "margin", -_LARGEST_MARGIN, _LARGEST_MARGIN, "a finite number of 32 bits")
     probability = _number(value, "probability", 0, 1, "a number in [0, 1]")
     return Pair(chosen, rejected, margin, value.get("id"), record.where, probability)
+
+
+def sides_of(value: dict, where: str) -> tuple[Messages, Messages]:
+    """Both whole conversations of a pair, checked. Raises as `parse_pair` does; `where` names the record."""
+    chosen, rejected = (messages_of(value, side, where) for side in ("chosen", "rejected"))
+    if value.get("prompt") is not None and chosen[0]["role"] == rejected[0]["role"] == "assistant":
+        raise Dropped(MALFORMED, "its prompt stands beside chosen and rejected; put it in front of both")
+    return chosen, rejected
 
 
 def check_pair(pair: Pair, *, drop_ties: bool) -> Pair:

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from easyrm.data.conversations import Conversation, encode_conversations
-from easyrm.data.pairs import Dropped, Messages, json_id, messages_of, object_of
+from easyrm.data.pairs import Dropped, Messages, json_id, messages_of, object_of, sides_of
 from easyrm.data.readers import Record
 from easyrm.data.responses import responses_of
 from easyrm.data.tokenizer import Tokenizer
@@ -37,8 +37,7 @@ def parse_request(record: Record) -> Request:
                 return Request(CONVERSATION, id, (messages_of(value, "messages", record.where),))
             if value.get("responses") is not None:
                 return Request(CANDIDATES, id, responses_of(value, record.where))
-        sides = tuple(messages_of(value, side, record.where) for side in ("chosen", "rejected"))
-        return Request(PAIR, id, sides)
+        return Request(PAIR, id, sides_of(value, record.where))
     except Dropped as dropped:
         return Request(ERROR, id, error=str(dropped))
 
