@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -37,8 +38,13 @@ def define_run_flags(values: flags.FlagValues = flags.FLAGS, argv: Sequence[str]
                 field.name, value, f"--{field.name}.NAME: {type(value).__doc__}", flag_values=values, sys_argv=argv
             )
         else:
-            about = f"see RunConfig.{field.name} in easyrm/config.py"
-            _DEFINE[type(value)](field.name, value, about, flag_values=values)
+            _DEFINE[type(value)](field.name, value, _about(field.name), flag_values=values)
+
+
+def _about(name: str) -> str:
+    """What RunConfig's docstring says of a flag."""
+    sentences = re.split(r"(?<=\.) (?=`)", " ".join(RunConfig.__doc__.split()))
+    return next(sentence for sentence in sentences if f"`{name}`" in sentence)
 
 
 def run_config(values: flags.FlagValues = flags.FLAGS) -> RunConfig:

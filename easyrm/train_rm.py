@@ -15,7 +15,7 @@ from easyrm.config import RunConfig
 from easyrm.data.stream import prefetch
 from easyrm.data.tokenizer import load_tokenizer
 from easyrm.distributed import say, start_distributed
-from easyrm.errors import TOLD, NonFiniteLoss, Resumable, SaveFailed
+from easyrm.errors import TOLD, InputError, NonFiniteLoss, Resumable, SaveFailed
 from easyrm.evaluation_files import HELD_OUT
 from easyrm.evaluator import Evaluator
 from easyrm.export import export_run
@@ -33,7 +33,7 @@ from easyrm.training.interrupt import Interrupt
 from easyrm.training.metrics import MetricsLog, QuietLog, check_sinks, open_metrics
 from easyrm.training.nonfinite import NonFinite
 from easyrm.training.optimizer import learning_rate_schedule
-from easyrm.training.profile import Profile
+from easyrm.training.profile import Profile, parse_profile_steps
 from easyrm.training.program import Program
 from easyrm.training.progress import START, Progress
 from easyrm.training.report import StepReport
@@ -105,6 +105,8 @@ def prepare(config: RunConfig) -> Job:
     inputs = Inputs(
         config, tokenizer, source.config, row_groups=row_groups(mesh), say=say, start=checkpoints.newest() or START
     )
+    if (steps := parse_profile_steps(config.profile_steps)) and steps[0] > inputs.steps:
+        raise InputError(f"--profile_steps={config.profile_steps}: the run has {inputs.steps} steps")
     evaluator = Evaluator(
         config,
         directory,

@@ -59,6 +59,7 @@ def test_values(refused):
     refused("--optimizer.eps=0.0: choose a number above 0", optimizer__eps=0.0)
     refused("--model.score_std=nan", model__score_std=math.nan)
     refused("--profile_steps=\u00b2,\u00b3: give the first", profile_steps="\u00b2,\u00b3")
+    refused("--profile_steps=30,40: the run has 2 steps", profile_steps="30,40", total_steps=2)
     refused("less than one batch of --data.batch_size=100", data__batch_size=100)
 
 

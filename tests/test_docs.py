@@ -11,6 +11,7 @@ from documents import PAGES, ROOT, anchors, blocks, links, name_of, prose, table
 from easyrm.config import RECIPES, RunConfig
 from easyrm.data.pairs import REASONS
 from easyrm.files import flatten
+from easyrm.flags import _about
 
 DOCS = ROOT / "docs"
 SOURCES = sorted([*(ROOT / "easyrm").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "demo").glob("*.py")])
@@ -68,13 +69,15 @@ def known_flags() -> set[str]:
 
 
 def test_every_flag_is_described_where_help_points():
-    """absl shows the docstring of a group, and names RunConfig's for the rest."""
+    """absl shows the docstring of a group, and its sentence in RunConfig's for the rest."""
     own, groups = [], []
     for field in dataclasses.fields(RunConfig):
         (groups if dataclasses.is_dataclass(field.type) else own).append(field)
     fields = [(RunConfig, field.name) for field in own]
     fields += [(group.type, field.name) for group in groups for field in dataclasses.fields(group.type)]
     assert not [f"{owner.__name__}.{name}" for owner, name in fields if f"`{name}`" not in owner.__doc__]
+    assert _about("dtype") == "`dtype`: bf16 or fp32, in which is computed; parameters are fp32."
+    assert all(len(_about(field.name)) < 260 for field in own)
 
 
 def messages() -> list[re.Pattern]:
