@@ -53,6 +53,8 @@ class Evaluator:
             raise InputError(f"--best_metric={config.best_metric} is not evaluated; choose one of {', '.join(figures)}")
         limit = config.data.max_length
         self._suites = [read_questions(request, tokenizer, limit, vocab_size, say) for request in requests]
+        if config.eval_freq and not self:
+            say(f"note: --eval_freq={config.eval_freq} without --data.eval or --eval.suites: nothing is evaluated")
 
     def __bool__(self) -> bool:
         return bool(self._inputs.eval or self._suites)

@@ -96,8 +96,6 @@ def prepare(config: RunConfig) -> Job:
     tokenizer = load_tokenizer(config.tokenizer or config.model.init_from, config.data.pad_token)
     say(f"pad token {tokenizer.pad} (id {tokenizer.pad_id}): {tokenizer.pad_reason}")
     parse_suites(config.eval.suites, taken=(HELD_OUT,))  # a wrong name is told before all data are read
-    if config.eval_freq and not (config.data.eval or config.eval.suites):
-        say(f"note: --eval_freq={config.eval_freq} without --data.eval or --eval.suites: nothing is evaluated")
     retention = Retention(
         config.keep_checkpoints, best=config.keep_best, metric=config.best_metric, every=config.keep_every
     )

@@ -12,7 +12,7 @@ from etils import epath
 from runs import lines_of
 
 from easyrm.config import RunConfig
-from easyrm.errors import InputError
+from easyrm.errors import InputError, Unavailable
 from easyrm.training.metrics import open_metrics
 from easyrm.training.progress import START, Progress
 
@@ -94,10 +94,13 @@ def test_wandb_loses_no_line(tmp_path, monkeypatch, start):
     assert any(metric.glob_name == "*" and metric.step_metric == "step" for metric in metrics)
 
 
-def test_wandb_that_does_not_begin_is_one_line(tmp_path, monkeypatch):
-    wandb = SimpleNamespace(Settings=dict, init=Mock(side_effect=ValueError("No API key configured.\nlong")))
+@pytest.mark.parametrize(("name", "kind"), [("UsageError", InputError), ("CommError", Unavailable)])
+def test_wandb_that_does_not_begin_is_one_line(tmp_path, monkeypatch, name, kind):
+    """A missing login stays missing; a network comes back, and who starts lost runs again has to know."""
+    error = type(name, (Exception,), {})("No API key configured.\nlong")
+    wandb = SimpleNamespace(Settings=dict, init=Mock(side_effect=error))
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    with pytest.raises(InputError, match=r"--wandb_project=p: .* \(No API key configured\.\); wandb login, or set"):
+    with pytest.raises(kind, match=r"--wandb_project=p: .* \(No API key configured\.\); wandb login, or set"):
         open_metrics(RunConfig(wandb_project="p"), epath.Path(tmp_path), RECORD, START)
 
 

@@ -14,7 +14,7 @@ from etils import epath
 from tqdm import tqdm
 
 from easyrm.config import RunConfig
-from easyrm.errors import InputError, one_line
+from easyrm.errors import InputError, Unavailable, one_line
 from easyrm.files import absolute, sha256_of, write_atomically
 from easyrm.redact import redact_tree
 from easyrm.training.progress import Progress
@@ -214,8 +214,9 @@ def _wandb_sink(project: str, directory: epath.Path, record: dict[str, Any], sta
             config=redact_tree(record["config"]),
             settings=settings,
         )
-    except Exception as error:  # no login, no such project, no network
-        raise InputError(
+    except Exception as error:
+        lasting = {"UsageError", "AuthenticationError"} & {kind.__name__ for kind in type(error).__mro__}  # no login
+        raise (InputError if lasting else Unavailable)(
             f"--wandb_project={project}: Weights & Biases does not begin ({one_line(error)}); wandb login, or set "
             "WANDB_MODE=offline"
         ) from error
