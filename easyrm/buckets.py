@@ -1,4 +1,4 @@
-"""What a run asks of a bucket itself, and what it makes of an output that cannot be written, there or here."""
+"""What a run asks of a bucket itself, beyond the files in it."""
 
 from easyrm.errors import InputError, Unavailable, one_line
 
@@ -37,11 +37,3 @@ def check_bucket(directory: str) -> None:
             f"--output_dir={directory}: gs://{bucket} cannot be asked ({one_line(error)}); log in with gcloud auth "
             "application-default login, or run where a service account is attached"
         ) from error
-
-
-def cannot_be_written(flag: str, error: Exception) -> InputError | Unavailable:
-    """What to raise where writing under the value of `flag` (--NAME=VALUE) failed: of a bucket it may pass."""
-    lasting = isinstance(error, PermissionError | FileNotFoundError) or str(error).startswith("Forbidden")  # gcsfs
-    if "://" in flag and not lasting:
-        return Unavailable(f"{flag} cannot be written now ({one_line(error)})")
-    return InputError(f"{flag} cannot be written ({error}); free space, or choose another directory")

@@ -4,9 +4,8 @@ from absl import flags
 from etils import epath
 
 from easyrm import run
-from easyrm.buckets import cannot_be_written
 from easyrm.distributed import say, start_distributed
-from easyrm.errors import InputError
+from easyrm.errors import InputError, writing
 from easyrm.export import export_run
 from easyrm.flags import run_command
 from easyrm.hf.directory import refuse_existing
@@ -33,10 +32,8 @@ def convert() -> None:
     model = abstract_model(LlamaConfig(**record["model"]), make_mesh(_MESH_DIM.value))
     params, step = restore_model(directory / "checkpoints", step, model)
     say(f"restored step {step} of {record['total_steps']} from {directory}")
-    try:
+    with writing(f"--output={_OUTPUT.value}"):
         export_run(params, directory, epath.Path(_OUTPUT.value), step=step, dtype=_DTYPE.value, say=say)
-    except OSError as error:
-        raise cannot_be_written(f"--output={_OUTPUT.value}", error) from error
 
 
 if __name__ == "__main__":

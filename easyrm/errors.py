@@ -1,5 +1,8 @@
 """The exceptions that commands print as one line instead of a traceback, and others in one line."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class InputError(ValueError):
     """Bad input: a flag, a file or a value. The message is one line that names the thing, the value and the way out.
@@ -61,3 +64,24 @@ TOLD = (InputError, NonFiniteLoss, SaveFailed, Unavailable, Resumable)  # their 
 def one_line(error: BaseException) -> str:
     """The first line of what `error` says, shortened, or its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+@contextlib.contextmanager
+def writing(flag: str) -> Iterator[None]:
+    """Around what is written under the value of `flag` (--NAME=VALUE): says that it cannot be.
+
+    Raises InputError, or Unavailable where it is a bucket's and may pass. There any exception is taken for one of
+    writing, for a bucket's client has errors of its own; of a local directory, OSError is.
+    """
+    try:
+        yield
+    except TOLD:
+        raise
+    except Exception as error:
+        remote = "://" in flag
+        if not remote and not isinstance(error, OSError):
+            raise
+        lasting = isinstance(error, PermissionError | FileNotFoundError) or str(error).startswith("Forbidden")  # gcsfs
+        if remote and not lasting:
+            raise Unavailable(f"{flag} cannot be written now ({one_line(error)})") from error
+        raise InputError(f"{flag} cannot be written ({error}); free space, or choose another directory") from error

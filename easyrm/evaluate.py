@@ -5,9 +5,8 @@ from absl import flags
 from etils import epath
 
 from easyrm import run
-from easyrm.buckets import cannot_be_written
 from easyrm.distributed import say, start_distributed
-from easyrm.errors import InputError
+from easyrm.errors import InputError, writing
 from easyrm.evaluation_files import HELD_OUT, evaluations_of, write_evaluation
 from easyrm.flags import run_command
 from easyrm.scoring.evaluation import Evaluation, judge, read_questions
@@ -47,18 +46,14 @@ def evaluate() -> None:
     if output is None and scorer.step is not None:
         output = evaluations_of(run.split_checkpoint(_MODEL.value)[0], scorer.step)
     if output is not None:
-        try:
+        with writing(f"--output={output}"):  # before anything is computed
             output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_be_written(f"--output={output}", error) from error
     for questions in asked:
         found = judge(questions, scorer, _DTYPE.value)
         say("\n" + table(found))
         if output is not None and jax.process_index() == 0:
-            try:
+            with writing(f"--output={output}"):
                 write_evaluation(output, *found)
-            except OSError as error:
-                raise cannot_be_written(f"--output={output}", error) from error
     if output is not None:
         say(f"\nkept in {output}")
 

@@ -11,11 +11,11 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from easyrm.buckets import cannot_be_written, check_bucket
+from easyrm.buckets import check_bucket
 from easyrm.config import RunConfig
 from easyrm.data.template import TEMPLATE_HASH
 from easyrm.data.tokenizer import Tokenizer, load_tokenizer
-from easyrm.errors import InputError
+from easyrm.errors import InputError, writing
 from easyrm.files import flatten, sha256_of, write_atomically
 from easyrm.hf.source import ModelSource
 from easyrm.hf.tokenizer import check_tokenizer, write_tokenizer
@@ -133,14 +133,8 @@ def open_run(
     if (found := find_record(directory)) is not None:
         _refuse_changes(config, _differences(found, record), say)
     if jax.process_index() == 0:
-        try:
+        with writing(f"--output_dir={directory}"):
             _write(directory, record, tokenizer, examples)
-        except InputError:
-            raise
-        except Exception as error:  # a bucket's client has errors of its own
-            if not isinstance(error, OSError) and "://" not in str(directory):
-                raise
-            raise cannot_be_written(f"--output_dir={directory}", error) from error
 
 
 def _write(directory: epath.Path, record: dict[str, Any], tokenizer: Tokenizer, examples: list[str]) -> None:

@@ -14,12 +14,11 @@ from absl import flags
 from etils import epath
 
 from easyrm import run
-from easyrm.buckets import cannot_be_written
 from easyrm.data import sources
 from easyrm.data.readers import Record
 from easyrm.data.stream import prefetch
 from easyrm.distributed import say, start_distributed
-from easyrm.errors import InputError
+from easyrm.errors import InputError, writing
 from easyrm.file_digests import NAME as DIGESTS
 from easyrm.files import absolute
 from easyrm.flags import run_command
@@ -90,10 +89,8 @@ def score() -> None:
     say(", ".join(f"{name} {scorer.counts[name]}" for name in ("tokens_computed", "tokens_unique", "distinct")))
     if _SAVE_STATISTICS.value and jax.process_index() == 0:
         found = statistics_of(epath.Path(_OUTPUT.value))
-        try:
+        with writing(f"--model={export}"):
             save_statistics(export, found, _INPUT.value)
-        except OSError as error:
-            raise cannot_be_written(f"--model={export}", error) from error
         say(f"kept reward_mean {found.mean:.6g} and reward_std {found.std:.6g} in {export / 'config.json'}")
 
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from easyrm import buckets
-from easyrm.buckets import cannot_be_written, check_bucket
+from easyrm.buckets import check_bucket
 from easyrm.config import RunConfig
 from easyrm.errors import InputError, Unavailable
 from easyrm.run import check_output_dir
@@ -60,20 +60,6 @@ def test_a_run_learns_at_its_start_what_would_stop_it_hours_later(storage, statu
     storage.status = status
     with pytest.raises(error, match=says):
         check_output_dir(RunConfig(output_dir="gs://lab/run"), print)
-
-
-@pytest.mark.parametrize(
-    ("flag", "error", "kind"),
-    [
-        ("--output=here", OSError("disk full"), InputError),
-        ("--output_dir=gs://lab/run", OSError("Forbidden: lab/run"), InputError),
-        ("--output_dir=gs://lab/run", FileNotFoundError("lab"), InputError),
-        ("--output_dir=gs://lab/run", RuntimeError("503"), Unavailable),
-    ],
-)
-def test_what_may_pass_is_told_from_what_will_not(flag, error, kind):
-    found = cannot_be_written(flag, error)
-    assert type(found) is kind and str(found).startswith(f"{flag} cannot be written")
 
 
 def test_other_directories_are_not_asked(storage, tmp_path):

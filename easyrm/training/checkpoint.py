@@ -13,8 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from easyrm.buckets import cannot_be_written
-from easyrm.errors import InputError, SaveFailed, Unavailable, one_line
+from easyrm.errors import InputError, SaveFailed, Unavailable, one_line, writing
 from easyrm.files import absolute
 from easyrm.training.progress import Progress
 from easyrm.training.retention import Retention
@@ -48,10 +47,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=retention, cleanup_tmp_directories=True, lightweight_initialize=True
         )
-        try:
+        with writing(f"--output_dir={self._directory.parent}"):
             self._manager = Manager(self._directory, options=options)
-        except OSError as error:
-            raise cannot_be_written(f"--output_dir={self._directory.parent}", error) from error
         self._records: dict[int, dict[str, Any]] = {}
         for step in sorted(self._manager.all_steps()):
             try:
